@@ -1,0 +1,247 @@
+"""The nac command: read options, make one call for each file, print one line. Heavy imports wait until then."""
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click
+
+from audiocodec import __version__
+from audiocodec.errors import NacError
+
+DEFAULT_MODEL = "nac-24k"
+DEFAULT_KBPS = 6
+KBPS = click.FloatRange(0.75, 48)    # from one codebook, mono, to all of them, stereo
+CODEBOOKS = click.IntRange(1, 32)
+INTERRUPTED, TERMINATED = 130, 143   # exit statuses, as shells have them
+
+Convert = Callable[[Path, Path, Callable], tuple[float, str]]   # (source, target, progress) -> (seconds, summary)
+
+_path = click.Path(path_type=Path)
+_sources = click.argument("sources", metavar="IN...", nargs=-1, required=True, type=_path)
+_output = click.option(
+    "-o", "--output", metavar="OUT", type=_path,
+    help="Output file; a folder if it is one or if there are several inputs.  [default: beside each input]")
+_device = click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
+    help="Where the networks run.")
+_force = click.option("-f", "--force", is_flag=True, help="Overwrite outputs that exist.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="nac", message="nac %(version)s")
+def cli():
+    """Compress speech and music with a learned codec, and bring them back."""
+
+
+@cli.command()
+@_sources
+@_output
+@click.option("-k", "--kbps", type=KBPS, help=f"At most this many kbit/s, headers included.  [default: {DEFAULT_KBPS}]")
+@click.option("--codebooks", type=CODEBOOKS, help="A fixed number of codebooks instead of -k.")
+@click.option("--model", metavar="NAME|FILE", default=DEFAULT_MODEL, show_default=True, help="The weights to use.")
+@click.option("--mono", is_flag=True, help="Mix stereo down to one channel.")
+@click.option("--no-entropy", is_flag=True, help="Pack codes plainly: a larger file, in less time.")
+@_device
+@click.option("--verify", is_flag=True, help="Read every output back and check it.")
+@_force
+def encode(sources, output, kbps, codebooks, model, mono, no_entropy, device, verify, force):
+    """Compress audio files (WAV, FLAC, Ogg, MP3 and others) into .nac files."""
+    if kbps is not None and codebooks is not None:
+        raise click.UsageError("-k and --codebooks exclude each other.")
+    if kbps is None and codebooks is None:
+        kbps = DEFAULT_KBPS
+    from audiocodec import codec
+
+    def convert(source, target, progress):
+        result = codec.encode_file(
+            source, target, kbps=kbps, codebooks=codebooks, model=model, mono=mono, entropy=not no_entropy,
+            device=device, force=force, progress=progress)
+        if verify:
+            codec.verify_file(target)
+        rate = f"{result.kbps:.2f} kbps, " if result.seconds else ""
+        return result.seconds, f"{result.num_bytes:,} bytes, {rate}codebooks: {result.codebooks}"
+
+    _convert_all(sources, output, ".nac", convert)
+
+
+@cli.command()
+@_sources
+@_output
+@click.option("--subtype", type=click.Choice(["PCM_16", "PCM_24", "FLOAT"]),
+              help="How to store samples.  [default: as in the original]")
+@click.option("--salvage", is_flag=True, help="Decode what damage has left, and report what is missing.")
+@_device
+@_force
+def decode(sources, output, subtype, salvage, device, force):
+    """Bring .nac files back as WAV, or as FLAC if OUT ends so."""
+    from audiocodec import codec
+
+    def convert(source, target, progress):
+        result = codec.decode_file(
+            source, target, subtype=subtype, salvage=salvage, device=device, force=force, progress=progress)
+        summary = f"{result.sample_rate} Hz, {'stereo' if result.channels == 2 else 'mono'}"
+        if result.damaged:
+            click.echo(f"{target}: {summary}, salvaged", err=True)
+            raise NacError("; ".join(result.damaged))
+        return result.seconds, summary
+
+    _convert_all(sources, output, ".wav", convert)
+
+
+@cli.command()
+@click.argument("file", required=False, type=_path)
+@click.option("--model", metavar="NAME|FILE", help="Describe a model instead.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
+def info(file, model, as_json):
+    """Describe a .nac FILE, or a model."""
+    if (file is None) == (model is None):
+        raise click.UsageError("Give either a FILE or --model.")
+    from audiocodec import info as about
+
+    failures = _Failures()
+    with failures.caught(file or model):
+        facts = about.describe_file(file) if file else about.describe_model(model)
+        click.echo(json.dumps(facts, indent=2) if as_json else _table(facts))
+    failures.exit()
+
+
+@cli.command()
+@_sources
+def verify(sources):
+    """Check .nac files: every checksum, and that every code decodes."""
+    from audiocodec import codec
+
+    failures = _Failures()
+    for source in sources:
+        with failures.caught(source):
+            codec.verify_file(source)
+            click.echo(f"{source}: sound", err=True)
+    failures.exit()
+
+
+class _Failures:
+    """Says in one line what went wrong with a file, and lets the next file have its turn."""
+
+    def __init__(self):
+        self.status = 0
+
+    @contextlib.contextmanager
+    def caught(self, name: Path | str) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            raise
+        except (NacError, OSError) as error:
+            _complain(_named(name, error))
+            self.status = 1
+
+    def exit(self) -> None:
+        sys.exit(self.status)
+
+
+def _named(name: Path | str, error: Exception) -> str:
+    """Return the error's message, with the file's name in front unless it is in there."""
+    message = (error.strerror or "") if isinstance(error, OSError) else ""
+    message = message.lower() or str(error)
+    return message if str(name) in message else f"{name}: {message}"
+
+
+def _complain(message: str) -> None:
+    click.echo(f"nac: {message}", err=True)
+
+
+def _convert_all(sources: list[Path], output: Path | None, ending: str, convert: Convert) -> None:
+    """Convert every source, print a summary for each, and exit with status 1 if any failed."""
+    is_folder = output is not None and (len(sources) > 1 or output.is_dir())
+    failures = _Failures()
+    written = {}
+    for source in sources:
+        with failures.caught(source):
+            target = _target(source, output, ending, is_folder)
+            if target in written:
+                raise NacError(f"{target}: holds {written[target]} already")
+            written[target] = source
+            start = time.monotonic()
+            with _progress_bar(source.name) as progress:
+                seconds, summary = convert(source, target, progress)
+            speed = seconds / max(time.monotonic() - start, 1e-3)
+            click.echo(f"{target}: {summary}, {seconds:.2f} s, {speed:.0f}x real time", err=True)
+    failures.exit()
+
+
+def _target(source: Path, output: Path | None, ending: str, is_folder: bool) -> Path:
+    """Return where the result for source goes. Raises NacError if that is the source, or no folder can be made."""
+    if output is None:
+        target = source.with_suffix(ending)
+    elif is_folder:
+        target = output / source.with_suffix(ending).name
+        output.mkdir(parents=True, exist_ok=True)
+    else:
+        target = output
+    if target.exists() and source.exists() and target.samefile(source):
+        raise NacError(f"{target}: is the input itself; -o names another output")
+    return target
+
+
+@contextlib.contextmanager
+def _progress_bar(label: str) -> Iterator[Callable[[float, float | None], None]]:
+    """Yield progress(done, total), in seconds of audio, which draws a bar if the work takes over a second."""
+    from tqdm import tqdm
+
+    with tqdm(desc=label, unit="s", delay=1, leave=False, disable=not sys.stderr.isatty(),
+              bar_format="{desc}: {percentage:3.0f}% |{bar}| {n:.0f}/{total:.0f} s, {remaining} left") as bar:
+        def progress(done: float, total: float | None) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield progress
+
+
+def _table(facts: dict) -> str:
+    """Return one line for each fact that is known."""
+    tags = [(name, text) for name, texts in facts.get("tags", {}).items() for text in texts]
+    rows = [(name.replace("_", " "), _text(value)) for name, value in facts.items() if name != "tags"]
+    rows = [(name, text) for name, text in rows + tags if text]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
+
+
+def _text(value) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.2f}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, list):
+        return "; ".join(map(_text, value))
+    return str(value)
+
+
+def main() -> None:
+    """Run the command. Whatever can be foreseen ends in one line on stderr and an exit status."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))    # so that temporary files are removed
+    try:
+        status = cli.main(prog_name="nac", standalone_mode=False)
+        sys.stdout.flush()
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        status = error.exit_code
+    except click.ClickException as error:
+        _complain(f"{error.format_message()} Try 'nac --help'.")
+        status = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        _complain("interrupted")
+        status = INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())    # or the last flush would complain
+        status = 1
+    sys.exit(status)

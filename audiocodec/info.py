@@ -1,0 +1,52 @@
+"""What `nac info` tells about a .nac file or a weights file, as plain dictionaries; needs no torch."""
+
+import os
+from pathlib import Path
+
+from audiocodec import container, weights
+
+
+def describe_file(path: Path) -> dict:
+    """Describe a .nac file from its header, tags and trailer, without decoding it.
+
+    Raises FormatError when these are damaged, OSError when the file cannot be read.
+    """
+    with open(path, "rb") as file:
+        reader = container.Reader(file)
+        trailer = reader.find_trailer()
+        num_bytes = os.fstat(file.fileno()).st_size
+    header = reader.header
+    seconds = trailer.num_samples / header.sample_rate
+    tags: dict[str, list[str]] = {}
+    for name, text in reader.tags:
+        tags.setdefault(name, []).append(text)
+    return {
+        "file": str(path),
+        "bytes": num_bytes,
+        "format_version": container.VERSION,
+        "seconds": seconds,
+        "kbps": num_bytes * 8 / 1000 / seconds if seconds else None,
+        "requested_kbps": header.bandwidth / 1000 if header.bandwidth else None,
+        "sample_rate": header.sample_rate,
+        "channels": header.channels,
+        "num_samples": trailer.num_samples,
+        "subtype": header.subtype,
+        "codebooks": header.codebooks,
+        "entropy_coded": header.entropy_coded,
+        "segments": len(trailer.sizes),
+        "weights": header.weights_id.hex(),
+        "model": released_name(header.weights_id),
+        "tags": tags,
+    }
+
+
+def released_name(identity: bytes) -> str | None:
+    """Return the name of the released model with this identity, or None."""
+    names = (path.stem for path in weights.released() if weights.identity(path) == identity)
+    return next(names, None)
+
+
+def describe_model(name: str) -> dict:
+    """Describe a model by its name or the path of its weights: identity, origin, licence. Raises ModelError."""
+    loaded = weights.load(name)
+    return {"file": str(loaded.path), "weights": loaded.identity.hex(), **loaded.config.get("about", {})}

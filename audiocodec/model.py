@@ -1,0 +1,154 @@
+"""The encoder and decoder networks: samples <-> latents, causal and streamable.
+
+A linear path runs from the companded MDCT to the latents and back (principal components of the corpus). The networks are
+causal ConvNeXt stacks beside it whose last layers start at zero, so the codec works before its first update and training
+only improves it. Liu et al.: "A ConvNet for the 2020s", CVPR 2022; Zhang, Sennrich: "Root mean square layer
+normalization", NeurIPS 2019.
+
+Inside this module tensors run (batch, frames, channels): all work is then large matrix products over rows.
+"""
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from audiocodec.mdct import MDCT
+
+_LOG_FLOOR = 1e-4    # of an MDCT magnitude, far below the noise of 16 bits times sqrt(hop)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What shapes the networks; stored inside the weights file, so the two cannot drift apart."""
+
+    sample_rate: int = 24_000   # Hz
+    hop: int = 320              # samples per frame; the MDCT window is twice this
+    companding: float = 0.6     # power applied to MDCT magnitudes
+    latent_dim: int = 128
+    encoder_width: int = 256
+    encoder_blocks: int = 6
+    decoder_width: int = 384
+    decoder_blocks: int = 8
+    kernel: int = 7             # frames seen by a depthwise convolution
+    expansion: int = 3
+    num_books: int = 32
+    book_size: int = 1024       # entries of one codebook
+
+    def frames(self, num_samples: int) -> int:
+        """Frames needed to rebuild `num_samples` samples: every block and one more for the overlap."""
+        return -(-num_samples // self.hop) + 1 if num_samples else 0
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * self.weight
+
+
+class CausalBlock(nn.Module):
+    """ConvNeXt block that looks back only: depthwise convolution, norm, expand, GELU, project, residual."""
+
+    def __init__(self, width: int, kernel: int, expansion: int):
+        super().__init__()
+        self.taps = nn.Parameter(torch.randn(kernel, width) / kernel ** 0.5)
+        self.norm = RMSNorm(width)
+        self.expand = nn.Linear(width, expansion * width)
+        self.project = nn.Linear(expansion * width, width)
+
+    def forward(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, T, W) and the kernel - 1 frames before it -> (B, T, W) and the past of the next call."""
+        seen = torch.cat([past, x], 1)
+        num_frames = x.shape[1]
+        mixed = sum(seen[:, i:i + num_frames] * tap for i, tap in enumerate(self.taps))
+        mixed = self.project(F.gelu(self.expand(self.norm(mixed)), approximate="tanh"))
+        return x + mixed, seen[:, num_frames:]
+
+
+class CausalStack(nn.Module):
+    """Linear in, causal blocks, linear out with zero weights."""
+
+    def __init__(self, inputs: int, width: int, outputs: int, blocks: int, kernel: int, expansion: int):
+        super().__init__()
+        self.width, self.context = width, kernel - 1
+        self.enter = nn.Linear(inputs, width)
+        self.blocks = nn.ModuleList(CausalBlock(width, kernel, expansion) for _ in range(blocks))
+        self.norm = RMSNorm(width)
+        self.leave = nn.Linear(width, outputs)
+        nn.init.zeros_(self.leave.weight)
+        nn.init.zeros_(self.leave.bias)
+
+    def start(self, like: Tensor) -> list[Tensor]:
+        """The state before the first frame, for the batch, type and device of `like`."""
+        return [like.new_zeros(like.shape[0], self.context, self.width) for _ in self.blocks]
+
+    def forward(self, x: Tensor, state: list[Tensor], condition: Tensor | float = 0.0) -> tuple[Tensor, list[Tensor]]:
+        """x (B, T, inputs), state, condition added after the first layer -> (B, T, outputs) and the next state."""
+        x = self.enter(x) + condition
+        after = []
+        for block, past in zip(self.blocks, state):
+            x, past = block(x, past)
+            after.append(past)
+        return self.leave(self.norm(x)), after
+
+
+class Encoder(nn.Module):
+    """Samples -> latents."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.mdct = MDCT(config.hop)
+        self.linear = nn.Linear(config.hop, config.latent_dim, bias=False)
+        self.network = CausalStack(2 * config.hop, config.encoder_width, config.latent_dim,
+                                   config.encoder_blocks, config.kernel, config.expansion)
+
+    def start(self, like: Tensor) -> tuple[Tensor, list[Tensor]]:
+        return like.new_zeros(like.shape[0], 1, self.config.hop), self.network.start(like)
+
+    def forward(self, blocks: Tensor, state) -> tuple[Tensor, tuple]:
+        """Blocks of samples (B, T, hop) -> latents (B, T, D) and the next state."""
+        before, past = state
+        real, imaginary = self.mdct.analyse(blocks, before)
+        companded = real.sign() * real.abs() ** self.config.companding
+        magnitude = torch.log10(torch.sqrt(real.square() + imaginary.square()) + _LOG_FLOOR)
+        features = torch.cat([companded, 0.5 * magnitude + 1], -1)
+        learned, past = self.network(features, past)
+        return self.linear(companded) + learned, (blocks[:, -1:], past)
+
+
+class Decoder(nn.Module):
+    """Latents -> samples."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.mdct = MDCT(config.hop)
+        self.linear = nn.Linear(config.latent_dim, config.hop, bias=False)
+        self.books = nn.Embedding(config.num_books + 1, config.decoder_width)
+        self.network = CausalStack(config.latent_dim, config.decoder_width, config.hop,
+                                   config.decoder_blocks, config.kernel, config.expansion)
+        nn.init.zeros_(self.books.weight)
+
+    def start(self, like: Tensor) -> tuple[Tensor, list[Tensor]]:
+        return like.new_zeros(like.shape[0], 1, self.config.hop), self.network.start(like)
+
+    def forward(self, latents: Tensor, num_books: Tensor, state) -> tuple[Tensor, tuple]:
+        """Latents (B, T, D), the books they were made of (B,) or (B, T) -> blocks (B, T, hop), one late, next state."""
+        overlap, past = state
+        condition = self.books(num_books.reshape(len(latents), -1))
+        learned, past = self.network(latents, past, condition)
+        companded = (self.linear(latents) + learned).float()
+        coefficients = companded.sign() * companded.abs() ** (1 / self.config.companding)
+        blocks, overlap = self.mdct.synthesise(coefficients, overlap)
+        return blocks, (overlap, past)
+
+
+def to_blocks(samples: Tensor, hop: int) -> Tensor:
+    """Samples (B, N) -> blocks (B, T, hop) with T = ceil(N / hop) + 1: zero-padded, and one block of zeros to end with."""
+    num_samples = samples.shape[-1]
+    padding = -num_samples % hop + hop if num_samples else 0
+    return F.pad(samples, (0, padding)).reshape(len(samples), -1, hop)

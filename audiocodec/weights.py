@@ -1,0 +1,72 @@
+"""Find, verify and load one weights file: tensors and configuration in safetensors, so nothing in it is ever executed."""
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import safetensors
+from safetensors.numpy import save as to_bytes
+
+from audiocodec.errors import ModelError
+
+IDENTITY_SIZE = 6
+_PACKAGE = Path(__file__).parent
+_FOLDERS = (_PACKAGE / "models", _PACKAGE.parent / "weights")    # in an installed package, in a checkout
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A weights file: `tensors` named "codec.…" and "entropy.…", and the configuration they fit."""
+
+    path: Path
+    identity: bytes                  # the first six bytes of the file's SHA-256
+    config: dict                     # "codec", "entropy" and "about": origin, licence, training
+    tensors: dict[str, np.ndarray]
+
+    def part(self, name: str) -> dict[str, np.ndarray]:
+        """The tensors of one part, without its prefix."""
+        return {key.removeprefix(f"{name}."): value
+                for key, value in self.tensors.items() if key.startswith(f"{name}.")}
+
+
+def released() -> list[Path]:
+    """The weights files that came with this program."""
+    return sorted({path.name: path for folder in reversed(_FOLDERS) for path in folder.glob("*.safetensors")}.values())
+
+
+def find(name: str) -> Path:
+    """The path of a released model's weights by name, or of a weights file by its path. Raises ModelError."""
+    for path in released():
+        if path.stem == name:
+            return path
+    if Path(name).is_file():
+        return Path(name)
+    known = ", ".join(path.stem for path in released()) or "none"
+    raise ModelError(f"{name}: no such model; released ones: {known}; or give the path of a .safetensors file")
+
+
+def identity(path: Path) -> bytes:
+    """The first bytes of a file's SHA-256, by which a .nac file names the weights it was made with."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()[:IDENTITY_SIZE]
+
+
+def load(name: str) -> Weights:
+    """Load weights by name or path. Raises ModelError for what is not a nac weights file."""
+    path = find(name)
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
+        config = json.loads(metadata["nac"])
+    except KeyError:
+        raise ModelError(f"{path}: a safetensors file, but not of a nac model") from None
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise ModelError(f"{path}: not a readable weights file ({error})") from None
+    return Weights(path, identity(path), config, tensors)
+
+
+def pack(config: dict, tensors: dict[str, np.ndarray]) -> bytes:
+    """The bytes of a weights file."""
+    return to_bytes(tensors, {"nac": json.dumps(config, sort_keys=True)})
