@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from audiocodec.mdct import MDCT
 
-_LOG_FLOOR = 1e-4    # of an MDCT magnitude, far below the noise of 16 bits times sqrt(hop)
+_LOG_FLOOR = 1e-4    # of an MDCT magnitude, about half a step of 16 bits
+_FAINT = 1e-6        # mean square of companded coefficients, or of latents, below which a network is faded out
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,12 @@ class CausalStack(nn.Module):
         return self.leave(self.norm(x)), after
 
 
+def _presence(x: Tensor) -> Tensor:
+    """1 for a frame (B, T, C) that holds anything, 0 for silence, so that silence codes and decodes to silence."""
+    power = x.square().mean(-1, keepdim=True)
+    return power / (power + _FAINT)
+
+
 class Encoder(nn.Module):
     """Samples -> latents."""
 
@@ -117,7 +124,7 @@ class Encoder(nn.Module):
         magnitude = torch.log10(torch.sqrt(real.square() + imaginary.square()) + _LOG_FLOOR)
         features = torch.cat([companded, 0.5 * magnitude + 1], -1)
         learned, past = self.network(features, past)
-        return self.linear(companded) + learned, (blocks[:, -1:], past)
+        return self.linear(companded) + learned * _presence(companded), (blocks[:, -1:], past)
 
 
 class Decoder(nn.Module):
@@ -141,7 +148,7 @@ class Decoder(nn.Module):
         overlap, past = state
         condition = self.books(num_books.reshape(len(latents), -1))
         learned, past = self.network(latents, past, condition)
-        companded = (self.linear(latents) + learned).float()
+        companded = self.linear(latents) + learned * _presence(latents)
         coefficients = companded.sign() * companded.abs() ** (1 / self.config.companding)
         blocks, overlap = self.mdct.synthesise(coefficients, overlap)
         return blocks, (overlap, past)

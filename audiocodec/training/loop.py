@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from audiocodec.model import Decoder, Encoder, ModelConfig, to_blocks
 from audiocodec.quantizer import ResidualQuantizer
@@ -38,6 +39,7 @@ class TrainConfig:
         default_factory=lambda: {"mel": 2.0, "complex": 1.0, "waveform": 1.0, "adversarial": 2.0})
     commitment: float = 0.1
     average_decay: float = 0.999             # of the moving average of weights
+    compile: bool = True                     # fuse the networks' blocks; takes a minute or two to begin with
     seed: int = 0
 
 
@@ -79,10 +81,15 @@ def linear_start(generator: Generator, crops: Crops, device: str) -> None:
 
 
 class Trainer:
-    """One run: the networks, their optimizers, and where in the stages it stands."""
+    """One run: the networks, their optimizers, and where in the stages it stands.
 
-    def __init__(self, config: TrainConfig, crops: Crops, run: Path, device: str, minutes: dict[str, float]):
-        self.config, self.crops, self.run, self.device, self.minutes = config, crops, run, device, minutes
+    lengths: of each stage, in minutes of training or, if `count_updates`, in updates; a stage of length 0 is left out.
+    """
+
+    def __init__(self, config: TrainConfig, crops: Crops, run: Path, device: str, lengths: dict[str, float],
+                 count_updates: bool = False):
+        self.config, self.crops, self.run, self.device = config, crops, run, device
+        self.lengths, self.count_updates = lengths, count_updates
         torch.manual_seed(config.seed)
         self.generator = Generator(config.model).to(device)
         self.books = CodebookTrainer(self.generator.quantizer)
@@ -94,7 +101,7 @@ class Trainer:
         self.random = np.random.default_rng(config.seed)
         self._begin_stage()
         for stack in (self.generator.encoder.network, self.generator.decoder.network):
-            _accelerate(stack, device)
+            _accelerate(stack, device, config.compile)
 
     def start(self) -> None:
         """Begin from the data: linear path and codebooks."""
@@ -109,33 +116,45 @@ class Trainer:
         if frozen:                      # from here the codes are final, and those of the averaged encoder
             generator.encoder.load_state_dict(self.average.encoder.state_dict())
         learning = [p for p in generator.parameters() if p.requires_grad]
-        fused = {"fused": True}
-        self.optimizer = torch.optim.AdamW(learning, betas=(0.8, 0.99), weight_decay=0.01, **fused)
-        self.critic_optimizer = torch.optim.AdamW(self.critic.parameters(), betas=(0.5, 0.9), weight_decay=0.0, **fused)
+        self.optimizer = torch.optim.AdamW(learning, betas=(0.8, 0.99), weight_decay=0.01, fused=True)
+        self.critic_optimizer = torch.optim.AdamW(self.critic.parameters(), betas=(0.5, 0.9), weight_decay=0, fused=True)
 
     def progress(self) -> float:
         """How far the present stage has come, 0 to 1."""
-        return min(1.0, self.seconds / (60 * self.minutes[self.stage]))
+        done = self.updates if self.count_updates else self.seconds / 60
+        return min(1.0, done / self.lengths[self.stage])
 
     def fit(self) -> None:
-        """Train until the last stage ends, saving checkpoints and one line of metrics every hundred updates."""
-        saved = time.monotonic()
+        """Train until the last stage ends; checkpoints every few minutes, and one line of metrics every hundred updates.
+
+        Ctrl-C saves before it passes on.
+        """
         for stage in STAGES[STAGES.index(self.stage):]:
             if stage != self.stage:
                 self.stage, self.updates, self.seconds = stage, 0, 0.0
                 self._begin_stage()
-            recent: list[dict[str, float]] = []
-            while self.minutes[stage] and self.progress() < 1:
+            if self.lengths[stage]:
+                try:
+                    self._fit_stage()
+                finally:
+                    self.save()
+
+    def _fit_stage(self) -> None:
+        saved = time.monotonic()
+        recent: list[dict[str, float]] = []
+        with tqdm(total=1000, initial=round(1000 * self.progress()), disable=None, desc=self.stage,
+                  bar_format="{desc}: {percentage:3.0f}% |{bar}| {remaining} left{postfix}") as bar:
+            while self.progress() < 1:
                 began = time.monotonic()
                 recent.append(self.update())
                 self.seconds += time.monotonic() - began
+                bar.update(round(1000 * self.progress()) - bar.n)
                 if self.updates % 100 == 0:
-                    self._log(recent)
+                    bar.set_postfix_str(self._log(recent))
                     recent.clear()
                 if time.monotonic() - saved > _CHECKPOINT_SECONDS:
                     self.save()
                     saved = time.monotonic()
-            self.save()
 
     def update(self) -> dict[str, float]:
         """One step of the generator, and of the discriminator where the stage has one."""
@@ -201,11 +220,13 @@ class Trainer:
         torch._foreach_lerp_(ours, theirs, 1 - decay)
         self.average.quantizer.codebooks.copy_(self.generator.quantizer.codebooks)
 
-    def _log(self, recent: list[dict[str, float]]) -> None:
+    def _log(self, recent: list[dict[str, float]]) -> str:
+        """Append the means to RUN/metrics.jsonl; the mel distance is returned for the progress bar."""
         means = {name: round(float(np.mean([r[name] for r in recent])), 5) for name in recent[0]}
         line = {"stage": self.stage, "updates": self.updates, "seconds": round(self.seconds), **means}
         with open(self.run / "metrics.jsonl", "a") as file:
             file.write(json.dumps(line) + "\n")
+        return f", mel distance {means['mel']:.3f}"
 
     def save(self) -> None:
         """Write RUN/last.pt: everything a resumed run needs."""
@@ -236,9 +257,9 @@ class Trainer:
         self.books.sums.copy_(state["sums"])
 
 
-def _accelerate(stack: nn.Module, device: str) -> None:
-    """Compile a stack and run its products in bfloat16."""
-    plain = torch.compile(stack.forward)
+def _accelerate(stack: nn.Module, device: str, fuse: bool) -> None:
+    """Run a stack's products in bfloat16, and compile it."""
+    plain = torch.compile(stack.forward) if fuse else stack.forward
 
     def forward(*inputs):
         with torch.autocast(device, torch.bfloat16):

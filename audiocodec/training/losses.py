@@ -45,7 +45,7 @@ class SpectralDistance(nn.Module):
                 got_root, want_root = got_size.rsqrt(), want_size.rsqrt()
                 difference = (torch.view_as_real(got) * got_root[..., None]
                               - torch.view_as_real(want) * want_root[..., None])
-                complex_ = complex_ + difference.abs().mean() / window ** 0.5
+                complex_ = complex_ + difference.abs().mean() / window ** 0.25    # of noise, at any window
         return mel / len(self.windows), complex_ / len(self.complex_windows)
 
 

@@ -1,0 +1,27 @@
+# make demo: hear a recording come back from a small file.   make test: run every check.
+# Both set up .venv first, with the versions of constraints.txt; PYTHON names the interpreter to make it from.
+
+PYTHON ?= python3
+RUN = .venv/bin/python -m
+SETUP = pyproject.toml constraints.txt
+
+.PHONY: demo test clean
+
+demo: .venv/installed
+	.venv/bin/python examples/demo.py
+
+test: .venv/installed-test
+	$(RUN) flake8
+	$(RUN) pytest -q
+
+.venv/installed: $(SETUP)
+	$(PYTHON) -m venv .venv
+	$(RUN) pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+.venv/installed-test: .venv/installed
+	$(RUN) pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf .venv build demo *.egg-info

@@ -1,0 +1,148 @@
+import io
+import math
+
+import numpy as np
+import pytest
+import soundfile
+
+from audiocodec import codec as walks
+from audiocodec import container
+from audiocodec.codec import Codec, StreamDecoder, StreamEncoder, decode, encode
+from audiocodec.errors import AudioError, FormatError, ModelError, NacError
+
+RATE = 24_000
+SPEECH = "examples/speech.flac"
+
+
+@pytest.fixture(scope="module")
+def codec():
+    return Codec.load(device="cpu")
+
+
+@pytest.fixture(scope="module")
+def speech(request):
+    samples, rate = soundfile.read(request.config.rootpath / SPEECH, dtype="float32", frames=5 * RATE)
+    assert rate == RATE
+    return samples[None]                                     # (1, N)
+
+
+def _snr(samples, decoded):
+    return 10 * math.log10(np.square(samples).sum() / np.square(samples - decoded).sum())
+
+
+def test_codes_do_not_depend_on_how_audio_is_cut(codec, speech):
+    whole = codec.encode_codes(speech[:, None], 16)
+    for size in (320, 1, 777) if speech.shape[1] < 3000 else (320, 777):
+        encoder = StreamEncoder(codec, 1, 16)
+        pieces = [encoder.push(speech[:, at:at + size]) for at in range(0, speech.shape[1], size)]
+        assert np.array_equal(np.concatenate([*pieces, encoder.flush()], 2), whole)
+
+
+def test_samples_do_not_depend_on_how_codes_are_cut(codec, speech):
+    codes = codec.encode_codes(speech[:, None], 8)
+    whole = codec.decode_codes(codes)[:, 0]
+    decoder = StreamDecoder(codec, 1)
+    pieces = [decoder.push(codes[:, :, at:at + 1], np.array([8])) for at in range(codes.shape[2])]
+    assert np.abs(np.concatenate(pieces, 1) - whole).max() < 1 / 32768
+
+
+def test_shapes_of_the_token_calls(codec):
+    samples = np.random.default_rng(0).normal(0, 0.1, (2, 1, 1000)).astype(np.float32)
+    codes = codec.encode_codes(samples, 5)
+    assert codes.shape == (2, 5, 5) and codes.dtype == np.int64 and 0 <= codes.min() and codes.max() < 1024
+    decoded = codec.decode_codes(codes)
+    assert decoded.shape == (2, 1, 1280) and decoded.dtype == np.float32
+
+
+def test_more_books_are_nearer_to_the_original(codec, speech):
+    codes = codec.encode_codes(speech[:, None], 32)
+    scores = [_snr(speech, codec.decode_codes(codes[:, :count])[:, 0, :speech.shape[1]]) for count in (2, 8, 32)]
+    assert scores[0] < scores[1] < scores[2]
+    assert scores[1] > 4 and scores[2] > 9                   # dB; the untrained linear path has about 7 and 12
+
+
+@pytest.mark.parametrize("kbps", [1.5, 3, 6, 12, 24])
+def test_kbps_is_a_ceiling_on_every_byte(speech, kbps):
+    data = encode(speech, RATE, kbps)
+    true = len(data) * 8e-3 / (speech.shape[1] / RATE)
+    assert true <= kbps
+    if kbps <= 12:
+        assert true > kbps - 1.2                             # one more book would not have fitted
+
+
+def test_encoding_twice_gives_the_same_bytes(speech):
+    assert encode(speech, RATE) == encode(speech, RATE)
+
+
+@pytest.mark.parametrize("entropy", [True, False])
+def test_both_coders_carry_the_same_codes(speech, entropy):
+    data = encode(speech, RATE, None, codebooks=6, entropy=entropy)
+    packed = encode(speech, RATE, None, codebooks=6, entropy=False)
+    assert np.array_equal(decode(data)[0], decode(packed)[0])
+    assert len(data) < len(packed) or not entropy
+
+
+@pytest.mark.parametrize("rate", [8000, 11_025, 24_000, 44_100, 96_000])
+@pytest.mark.parametrize("num_samples", [0, 1, 319, 320, 321, 12_345])
+def test_length_rate_and_channels_come_back(rate, num_samples):
+    channels = 1 + num_samples % 2
+    samples = np.random.default_rng(1).normal(0, 0.05, (channels, num_samples)).astype(np.float32)
+    decoded, decoded_rate = decode(encode(samples, rate))
+    assert decoded.shape == samples.shape and decoded_rate == rate and decoded.dtype == np.float32
+
+
+def test_stereo_sides_stay_apart(speech):
+    samples = np.concatenate([speech, np.zeros_like(speech)])
+    decoded, _ = decode(encode(samples, RATE, None, codebooks=24))
+    assert _snr(speech, decoded[:1]) > 7
+    assert np.square(decoded[1]).mean() < 0.05 * np.square(decoded[0]).mean()
+
+
+def test_two_equal_channels_cost_as_much_as_one(speech):
+    mono, stereo = encode(speech, RATE, 3), encode(np.concatenate([speech, speech]), RATE, 3)
+    reader = container.Reader(io.BytesIO(stereo))
+    assert {segment.books[1] for segment in reader} == {0}
+    assert len(stereo) < 1.1 * len(mono)
+
+
+def test_silence_stays_silent():
+    decoded, _ = decode(encode(np.zeros((1, RATE), np.float32), RATE))
+    assert np.abs(decoded).max() < 1e-3
+
+
+def test_damage_is_refused_or_passed_over_with_a_word(tmp_path, speech):
+    samples = np.tile(speech, 4)                             # three segments
+    data = bytearray(encode(samples, RATE, 3))
+    whole, _ = decode(bytes(data))
+    data[len(data) // 2] ^= 4
+    with pytest.raises(FormatError):
+        decode(bytes(data))
+    (tmp_path / "a b.nac").write_bytes(data)
+    result = walks.decode_file(tmp_path / "a b.nac", tmp_path / "a.wav", subtype="FLOAT", salvage=True)
+    assert len(result.damaged) == 1
+    salvaged, _ = soundfile.read(tmp_path / "a.wav", dtype="float32")
+    assert len(salvaged) == samples.shape[1]
+    second = 512 * 320
+    assert np.allclose(salvaged[:second - 640], whole[0, :second - 640], atol=1e-4)
+    assert np.allclose(salvaged[2 * second + RATE:], whole[0, 2 * second + RATE:], atol=1e-4)
+
+
+def test_other_weights_are_named(speech):
+    data = container.pack(
+        container.Header(1, RATE, 0, bytes.fromhex("00112233aabb"), 8), (), [], 0)
+    with pytest.raises(ModelError, match="00112233aabb"):
+        decode(data)
+
+
+@pytest.mark.parametrize("samples, rate, options, error, words", [
+    (np.zeros(5, np.float32), RATE, {}, AudioError, "shape"),
+    (np.zeros((3, 5), np.float32), RATE, {}, AudioError, "3 channels"),
+    (np.zeros((1, 5), np.float32), 7000, {}, AudioError, "7000 Hz"),
+    (np.full((1, 5), np.nan, np.float32), RATE, {}, AudioError, "not numbers"),
+    (np.zeros((1, 5), np.float32), RATE, {"kbps": 500}, NacError, "500 kbps"),
+    (np.zeros((1, 5), np.float32), RATE, {"kbps": None, "codebooks": 33}, NacError, "33 codebooks"),
+    (np.zeros((1, 5), np.float32), RATE, {"model": "nothing"}, ModelError, "nothing"),
+])
+def test_what_cannot_be_encoded_is_refused(samples, rate, options, error, words):
+    with pytest.raises(error, match=words):
+        encode(samples, rate, **options)
