@@ -1,4 +1,4 @@
-"""The nac command: read options, make one call for each file, print one line. Heavy imports wait until then."""
+"""The nac command: read options, make one call for each file, print one line; imports are late for speed."""
 
 import contextlib
 import json
@@ -14,13 +14,13 @@ import click
 from audiocodec import __version__
 from audiocodec.errors import NacError
 
-DEFAULT_MODEL = "nac-24k"
+DEFAULT_MODEL = "nac-24k"            # these are codec.py's, which would take too long to import
 DEFAULT_KBPS = 6
-KBPS = click.FloatRange(0.75, 48)    # from one codebook, mono, to all of them, stereo
+KBPS = click.FloatRange(0.75, 48)
 CODEBOOKS = click.IntRange(1, 32)
 INTERRUPTED, TERMINATED = 130, 143   # exit statuses, as shells have them
 
-Convert = Callable[[Path, Path, Callable], tuple[float, str]]   # (source, target, progress) -> (seconds, summary)
+Convert = Callable[[Path, Path, Callable], tuple[float, str]]   # source, target, progress -> seconds, summary
 
 _path = click.Path(path_type=Path)
 _sources = click.argument("sources", metavar="IN...", nargs=-1, required=True, type=_path)
@@ -30,6 +30,8 @@ _output = click.option(
 _device = click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
     help="Where the networks run.")
+_decoding_model = click.option(
+    "--model", metavar="NAME|FILE", help="Weights to decode with.  [default: the released ones]")
 _force = click.option("-f", "--force", is_flag=True, help="Overwrite outputs that exist.")
 
 
@@ -42,9 +44,9 @@ def cli():
 @cli.command()
 @_sources
 @_output
-@click.option("-k", "--kbps", type=KBPS, help=f"At most this many kbit/s, headers included.  [default: {DEFAULT_KBPS}]")
-@click.option("--codebooks", type=CODEBOOKS, help="A fixed number of codebooks instead of -k.")
-@click.option("--model", metavar="NAME|FILE", default=DEFAULT_MODEL, show_default=True, help="The weights to use.")
+@click.option("-k", "--kbps", type=KBPS, help=f"Most kbit/s that a file may take.  [default: {DEFAULT_KBPS}]")
+@click.option("--codebooks", type=CODEBOOKS, help="A fixed number of codebooks per channel, instead of -k.")
+@click.option("--model", metavar="NAME|FILE", default=DEFAULT_MODEL, show_default=True, help="Weights.")
 @click.option("--mono", is_flag=True, help="Mix stereo down to one channel.")
 @click.option("--no-entropy", is_flag=True, help="Pack codes plainly: a larger file, in less time.")
 @_device
@@ -63,9 +65,10 @@ def encode(sources, output, kbps, codebooks, model, mono, no_entropy, device, ve
             source, target, kbps=kbps, codebooks=codebooks, model=model, mono=mono, entropy=not no_entropy,
             device=device, force=force, progress=progress)
         if verify:
-            codec.verify_file(target)
+            codec.verify_file(target, model=model)
         rate = f"{result.kbps:.2f} kbps, " if result.seconds else ""
-        return result.seconds, f"{result.num_bytes:,} bytes, {rate}codebooks: {result.codebooks}"
+        books = "+".join(map(str, result.codebooks))     # mid and side, where there are two
+        return result.seconds, f"{result.num_bytes:,} bytes, {rate}{books} codebooks"
 
     _convert_all(sources, output, ".nac", convert)
 
@@ -76,15 +79,17 @@ def encode(sources, output, kbps, codebooks, model, mono, no_entropy, device, ve
 @click.option("--subtype", type=click.Choice(["PCM_16", "PCM_24", "FLOAT"]),
               help="How to store samples.  [default: as in the original]")
 @click.option("--salvage", is_flag=True, help="Decode what damage has left, and report what is missing.")
+@_decoding_model
 @_device
 @_force
-def decode(sources, output, subtype, salvage, device, force):
+def decode(sources, output, subtype, salvage, model, device, force):
     """Bring .nac files back as WAV, or as FLAC if OUT ends so."""
     from audiocodec import codec
 
     def convert(source, target, progress):
         result = codec.decode_file(
-            source, target, subtype=subtype, salvage=salvage, device=device, force=force, progress=progress)
+            source, target, subtype=subtype, salvage=salvage, model=model, device=device, force=force,
+            progress=progress)
         summary = f"{result.sample_rate} Hz, {'stereo' if result.channels == 2 else 'mono'}"
         if result.damaged:
             click.echo(f"{target}: {summary}, salvaged", err=True)
@@ -113,14 +118,15 @@ def info(file, model, as_json):
 
 @cli.command()
 @_sources
-def verify(sources):
+@_decoding_model
+def verify(sources, model):
     """Check .nac files: every checksum, and that every code decodes."""
     from audiocodec import codec
 
     failures = _Failures()
     for source in sources:
         with failures.caught(source):
-            codec.verify_file(source)
+            codec.verify_file(source, model=model)
             click.echo(f"{source}: sound", err=True)
     failures.exit()
 
@@ -146,10 +152,9 @@ class _Failures:
 
 
 def _named(name: Path | str, error: Exception) -> str:
-    """Return the error's message, with the file's name in front unless it is in there."""
-    message = (error.strerror or "") if isinstance(error, OSError) else ""
-    message = message.lower() or str(error)
-    return message if str(name) in message else f"{name}: {message}"
+    """Return the error's message with the file's name in front."""
+    message = error.strerror.lower() if isinstance(error, OSError) and error.strerror else str(error)
+    return message if message.startswith(f"{name}: ") else f"{name}: {message}"
 
 
 def _complain(message: str) -> None:
@@ -165,7 +170,7 @@ def _convert_all(sources: list[Path], output: Path | None, ending: str, convert:
         with failures.caught(source):
             target = _target(source, output, ending, is_folder)
             if target in written:
-                raise NacError(f"{target}: holds {written[target]} already")
+                raise NacError(f"{target}: made from {written[target]} already")
             written[target] = source
             start = time.monotonic()
             with _progress_bar(source.name) as progress:
@@ -176,7 +181,7 @@ def _convert_all(sources: list[Path], output: Path | None, ending: str, convert:
 
 
 def _target(source: Path, output: Path | None, ending: str, is_folder: bool) -> Path:
-    """Return where the result for source goes. Raises NacError if that is the source, or no folder can be made."""
+    """Return where the result for source goes. Raises NacError if that is the source itself."""
     if output is None:
         target = source.with_suffix(ending)
     elif is_folder:
@@ -194,10 +199,10 @@ def _progress_bar(label: str) -> Iterator[Callable[[float, float | None], None]]
     """Yield progress(done, total), in seconds of audio, which draws a bar if the work takes over a second."""
     from tqdm import tqdm
 
-    with tqdm(desc=label, unit="s", delay=1, leave=False, disable=not sys.stderr.isatty(),
-              bar_format="{desc}: {percentage:3.0f}% |{bar}| {n:.0f}/{total:.0f} s, {remaining} left") as bar:
+    is_hidden = not sys.stderr.isatty()
+    with tqdm(desc=label, unit="s", unit_scale=True, delay=1, leave=False, disable=is_hidden) as bar:
         def progress(done: float, total: float | None) -> None:
-            bar.total = total
+            bar.total = total or None
             bar.update(done - bar.n)
 
         yield progress

@@ -148,7 +148,7 @@ class EntropyModel:
         counts = np.empty((sequences, frames, books, 2, 32))
         previous = np.full_like(codes, ABSENT)
         previous[:, :, 1:] = codes[:, :, :-1]
-        state = State(self.config, num_books)
+        state = self.start(num_books)
         for start in range(0, frames, _BLOCK):
             block = slice(start, min(start + _BLOCK, frames))
             sums = self.contexts(state, previous[:, :, block]).reshape(-1, self.config.head_width)
@@ -169,6 +169,10 @@ class EntropyModel:
         counts, symbols = self.tables(codes, np.full(len(codes), codes.shape[1]))
         chosen = np.take_along_axis(counts, symbols[..., None].astype(np.int64), -1)[..., 0]
         return np.log2(TOTAL / (chosen + 1)).sum((1, 3))
+
+    def start(self, num_books: np.ndarray) -> State:
+        """The state before the first frame of S sequences of so many books each (S,)."""
+        return State(self.config, num_books)
 
     def contexts(self, state: State, previous: np.ndarray) -> np.ndarray:
         """Advance by n frames, given the codes before each, int64 (S, K, n) -> what the books start from, (S, n, E)."""
@@ -329,7 +333,7 @@ def _check(config: EntropyConfig, tensors: dict[str, np.ndarray]) -> None:
             raise ModelError(f"entropy tensor {name} holds numbers beyond its limit")
     if not (np.sort(tensors["order"], axis=1) == np.arange(BOOK_SIZE)).all():
         raise ModelError("entropy tensor order is not a permutation of each book")
-    if tensors["attention_table"][0] == 0 or tensors["count_table"].min() == 0:
+    if tensors["attention_table"][0] == 0 or tensors["attention_table"][-1] != 0 or tensors["count_table"].min() == 0:
         raise ModelError("an entropy table gives no weight where some is needed")
     inner = max(config.width + config.feed_forward, config.head_width, config.head_hidden)
     if inner > 768 or config.width % config.heads or not 1 <= config.window <= MAX_FRAMES or config.layers > 8:

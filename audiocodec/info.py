@@ -47,6 +47,6 @@ def released_name(identity: bytes) -> str | None:
 
 
 def describe_model(name: str) -> dict:
-    """Describe a model by its name or the path of its weights: identity, origin, licence. Raises ModelError."""
+    """Describe a model by name or by its weights' path: identity, origin, licence. Raises ModelError."""
     loaded = weights.load(name)
     return {"file": str(loaded.path), "weights": loaded.identity.hex(), **loaded.config.get("about", {})}

@@ -1,7 +1,7 @@
 """Scores of what a codec brought back, one function each.
 
-All take the reference and the decoded samples, float32 (N,) of equal length, and their sample rate in Hz. Some
-need an optional package (pip install 'audiocodec[eval]') and raise NacError where it is missing.
+All take the reference and the decoded samples, float32 (N,) of equal length, and their sample rate in Hz.
+Some need an optional package, and raise NacError where it is missing.
 """
 
 import functools
@@ -16,11 +16,12 @@ _LOG_FLOOR = 1e-5  # of a mel magnitude: 100 dB under full scale
 
 
 def log_mel_distance(reference: np.ndarray, decoded: np.ndarray, sample_rate: int) -> float:
-    """Mean absolute difference of log10 mel magnitudes, averaged over six resolutions; 0 is best, 0.1 is 2 dB.
+    """Mean absolute difference of log10 mel magnitudes, averaged over six resolutions; 0.1 is 2 dB.
 
-    For each window (Hann, hop a quarter of it, edges padded with zeros): magnitudes scaled so that a full-scale
-    sine is about 1, summed by max(5, window * 5 // 32), at most 80, triangles, floored at 1e-5. Training
-    minimises the same. After Kumar et al., "High-fidelity audio compression with improved RVQGAN", 2023.
+    For each window (Hann, hop a quarter of it, edges padded with zeros): magnitudes, scaled so that a
+    full-scale sine is about 0.5, are summed under triangles (5 for every 32 samples of window, 10 to 80) and
+    floored at 1e-5. Training minimises the same. After Kumar et al., "High-fidelity audio compression with
+    improved RVQGAN", 2023.
     """
     distances = []
     for window in _WINDOWS:
@@ -62,8 +63,8 @@ def pesq_wb(reference: np.ndarray, decoded: np.ndarray, sample_rate: int) -> flo
 def stoi(reference: np.ndarray, decoded: np.ndarray, sample_rate: int) -> float:
     """Short-time objective intelligibility of speech, at most 1.
 
-    Taal et al., "A short-time objective intelligibility measure for time-frequency weighted noisy speech", 2010.
-    Needs the package pystoi.
+    Taal et al., "A short-time objective intelligibility measure for time-frequency weighted noisy speech",
+    2010. Needs the package pystoi.
     """
     return float(_optional("pystoi").stoi(reference, decoded, sample_rate))
 
@@ -95,7 +96,7 @@ def _optional(name: str, package: str = ""):
     try:
         return __import__(name)
     except ImportError:
-        raise NacError(f"this score needs the package {package or name}: pip install '{package or name}'") from None
+        raise NacError(f"this score needs a package: pip install '{package or name}'") from None
 
 
 def _visqol(mode: str, rate: int, reference: np.ndarray, decoded: np.ndarray, sample_rate: int) -> float:
@@ -115,8 +116,8 @@ def _visqol_api(mode: str):
 
 @functools.cache
 def _mel_bank(window: int, sample_rate: int) -> np.ndarray:
-    """Triangles (window // 2 + 1, M) of height 1, evenly spaced on the mel scale 2595 log10(1 + f / 700)."""
-    num_mels = min(80, max(5, window * 5 // 32))
+    """Triangles (window // 2 + 1, M) of height 1, evenly spaced in mel = 2595 log10(1 + f / 700)."""
+    num_mels = min(80, window * 5 // 32)
     bins = np.linspace(0, sample_rate / 2, window // 2 + 1)
     top = 2595 * np.log10(1 + sample_rate / 2 / 700)
     edges = 700 * (10 ** (np.linspace(0, top, num_mels + 2) / 2595) - 1)
@@ -129,7 +130,7 @@ def _mel_bank(window: int, sample_rate: int) -> np.ndarray:
 def _log_mel(samples: np.ndarray, window: int, bank: np.ndarray) -> np.ndarray:
     """Samples (N,) -> (frames, M)."""
     padded = np.pad(samples.astype(np.float32), window // 2)
-    frames = np.lib.stride_tricks.sliding_window_view(padded, window)[:: window // 4]
+    frames = np.lib.stride_tricks.sliding_window_view(padded, window)[::window // 4]
     hann = np.sin(np.pi * np.arange(window) / window).astype(np.float32) ** 2
     sizes = np.abs(np.fft.rfft(frames * hann)).astype(np.float32) * (2 / window)
     return np.log10(np.maximum(sizes @ bank, _LOG_FLOOR))

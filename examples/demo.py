@@ -6,6 +6,8 @@ The results stay in the folder demo/, to be listened to.
 import time
 from pathlib import Path
 
+import numpy as np
+
 from audiocodec import audio, codec, metrics
 
 EXAMPLES = Path(__file__).parent
@@ -37,8 +39,14 @@ def measure(source: Path) -> tuple[str, ...]:
     return (
         source.stem, f"{source.stat().st_size:,}", f"{result.num_bytes:,}", f"{result.kbps:.2f}",
         f"{result.seconds / (middle - start):.1f}", f"{result.seconds / (end - middle):.1f}",
-        f"{metrics.si_sdr(original, decoded):.2f}", f"{metrics.log_mel_distance(original, decoded, rate):.3f}",
+        f"{mean_score(metrics.si_sdr, original, decoded, rate):.2f}",
+        f"{mean_score(metrics.log_mel_distance, original, decoded, rate):.3f}",
     )
+
+
+def mean_score(score, original: np.ndarray, decoded: np.ndarray, rate: int) -> float:
+    """Average a score over the channels of (C, N)."""
+    return float(np.mean([score(*pair, rate) for pair in zip(original, decoded)]))
 
 
 if __name__ == "__main__":

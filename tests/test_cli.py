@@ -1,0 +1,372 @@
+"""cli.py: options, summaries, exit statuses, one-line errors; whole round trips with the released weights."""
+
+import dataclasses
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from audiocodec import audio, cli, codec, container
+from audiocodec.errors import AudioError
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@pytest.fixture
+def nac(monkeypatch, capsys):
+    """Return a function that runs nac in this process: (exit status, stdout, stderr)."""
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+
+    def run(*args) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["nac", *map(str, args)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return end.value.code or 0, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Put stand-ins in place of codec.py's calls; return the list of what they were called with."""
+    made = []
+
+    def encode_file(source, target, **options):
+        made.append((source, target, options))
+        options["progress"](1.0, 2.0)
+        if source.name.startswith("bad"):
+            raise AudioError(f"{source}: not an audio file")
+        target.write_bytes(b"coded")
+        return codec.EncodeResult(1500, 2.0, (8,))
+
+    def decode_file(source, target, **options):
+        made.append((source, target, options))
+        damaged = ("segment 3: checksum 0; expected 1",) if options["salvage"] else ()
+        return codec.DecodeResult(2.0, 44100, 2, damaged)
+
+    monkeypatch.setattr(codec, "encode_file", encode_file)
+    monkeypatch.setattr(codec, "decode_file", decode_file)
+    monkeypatch.setattr(codec, "verify_file", lambda source, **options: made.append((source, options)))
+    return made
+
+
+# Options and files, with stand-ins for the codec
+
+def test_defaults_are_those_of_the_codec():
+    assert (cli.KBPS.min, cli.KBPS.max) == (codec.MIN_KBPS, codec.MAX_KBPS)
+    assert (cli.DEFAULT_KBPS, cli.DEFAULT_MODEL) == (codec.DEFAULT_KBPS, codec.DEFAULT_MODEL)
+
+
+def test_help_does_not_load_torch():
+    script = "import sys, audiocodec.cli; print([name for name in ('torch', 'numpy') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_encode_passes_options_on(nac, calls, tmp_path):
+    options = ["-k", 12, "--mono", "--no-entropy", "--device", "cpu", "-f"]
+    status, out, err = nac("encode", tmp_path / "a b.wav", *options)
+    assert (status, out) == (0, "")
+    assert err.startswith(f"{tmp_path / 'a b.nac'}: 1,500 bytes, 6.00 kbps, 8 codebooks, 2.00 s, ")
+    assert err.count("\n") == 1
+    (source, target, options), = calls
+    assert (source, target) == (tmp_path / "a b.wav", tmp_path / "a b.nac")
+    del options["progress"]
+    assert options == {"kbps": 12, "codebooks": None, "model": "nac-24k", "mono": True, "entropy": False,
+                       "device": "cpu", "force": True}
+
+
+def test_rate_is_kbps_or_codebooks(nac, calls, tmp_path):
+    nac("encode", tmp_path / "a.wav")
+    nac("encode", tmp_path / "b.wav", "--codebooks", 4, "--verify")
+    assert [(call[2]["kbps"], call[2]["codebooks"]) for call in calls[:2]] == [(6, None), (None, 4)]
+    assert calls[2][0] == tmp_path / "b.nac"
+    assert nac("encode", tmp_path / "a.wav", "-k", 3, "--codebooks", 4)[0] == 2
+
+
+def test_decode_passes_options_on(nac, calls, tmp_path):
+    status, out, err = nac("decode", tmp_path / "a.nac", "-o", tmp_path / "b.flac", "--subtype", "PCM_24")
+    assert (status, out) == (0, "")
+    assert err.startswith(f"{tmp_path / 'b.flac'}: 44100 Hz, stereo, 2.00 s, ")
+    assert calls[0][1] == tmp_path / "b.flac"
+    assert calls[0][2]["subtype"] == "PCM_24"
+
+
+def test_salvaged_damage_is_told_and_fails(nac, calls, tmp_path):
+    status, _, err = nac("decode", tmp_path / "a.nac", "--salvage")
+    assert status == 1
+    assert err.splitlines() == [f"{tmp_path / 'a.wav'}: 44100 Hz, stereo, salvaged",
+                                f"nac: {tmp_path / 'a.nac'}: segment 3: checksum 0; expected 1"]
+
+
+def test_one_bad_input_does_not_stop_the_rest(nac, calls, tmp_path):
+    status, _, err = nac("encode", tmp_path / "a.wav", tmp_path / "bad.wav", tmp_path / "c.wav")
+    assert status == 1
+    assert [line.split(": ")[:2] for line in err.splitlines()] == [
+        [str(tmp_path / "a.nac"), "1,500 bytes, 6.00 kbps, 8 codebooks, 2.00 s, 2000x real time"],
+        ["nac", str(tmp_path / "bad.wav")],
+        [str(tmp_path / "c.nac"), "1,500 bytes, 6.00 kbps, 8 codebooks, 2.00 s, 2000x real time"]]
+
+
+def test_several_inputs_go_into_a_folder(nac, calls, tmp_path):
+    folder = tmp_path / "new" / "folder"
+    assert nac("encode", tmp_path / "a.wav", tmp_path / "b.v2.flac", "-o", folder)[0] == 0
+    assert [call[1] for call in calls] == [folder / "a.nac", folder / "b.v2.nac"]
+    assert nac("encode", tmp_path / "c.wav", "-o", folder)[0] == 0
+    assert calls[2][1] == folder / "c.nac"
+
+
+def test_two_inputs_for_one_output(nac, calls, tmp_path):
+    status, _, err = nac("encode", tmp_path / "a.wav", tmp_path / "a.flac", "-f")
+    assert status == 1
+    assert len(calls) == 1
+    target = tmp_path / "a.nac"
+    assert f"nac: {tmp_path / 'a.flac'}: {target}: made from {tmp_path / 'a.wav'} already\n" in err
+
+
+def test_output_that_is_the_input(nac, calls, tmp_path):
+    (tmp_path / "a.wav").write_bytes(b"precious")
+    status, _, err = nac("encode", tmp_path / "a.wav", "-o", tmp_path / "a.wav", "-f")
+    assert (status, calls) == (1, [])
+    assert err == f"nac: {tmp_path / 'a.wav'}: is the input itself; -o names another output\n"
+
+
+def test_wrong_usage(nac):
+    for args, found in [
+            (["encode"], "Missing argument"), (["frobnicate"], "No such command"), (["info"], "--model"),
+            (["encode", "a", "-k", "0.5"], "0.5 is not in the range 0.75<=x<=48"),
+            (["encode", "a", "-k", "49"], "not in the range"),
+            (["encode", "a", "--codebooks", "33"], "not in the range 1<=x<=32"),
+            (["decode", "a", "--subtype", "PCM_8"], "PCM_16"), (["encode", "a", "--device", "tpu"], "cuda")]:
+        status, out, err = nac(*args)
+        assert (status, out, err.count("\n")) == (2, "", 1)
+        assert found in err
+
+
+def test_version_and_help(nac):
+    from audiocodec import __version__
+    assert nac("--version") == (0, f"nac {__version__}\n", "")
+    status, out, _ = nac("encode", "--help")
+    assert status == 0
+    assert "--codebooks" in out
+
+
+def test_interruption_is_one_line(nac, monkeypatch, tmp_path):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(codec, "encode_file", interrupted)
+    status, _, err = nac("encode", tmp_path / "a.wav", tmp_path / "b.wav")
+    assert status == 130
+    assert err.strip() == "nac: interrupted"
+
+
+# Whole round trips, with the released weights
+
+def noise(channels: int, num_samples: int) -> np.ndarray:
+    return np.random.default_rng(num_samples).uniform(-0.3, 0.3, (channels, num_samples)).astype(np.float32)
+
+
+@pytest.fixture
+def clip(tmp_path) -> Path:
+    """One second of speech, and what it is about."""
+    samples, rate = audio.read(EXAMPLES / "speech.flac")
+    path = tmp_path / "a clip.wav"
+    tags = (("TITLE", "Ein Satz – 句"), ("ARTIST", "Somebody"), ("DATE", "1999"), ("COMMENT", "a = b"))
+    with audio.AudioWriter(path, rate, 1, "PCM_16", tags) as writer:
+        writer.write(samples[:, rate:2 * rate])
+    return path
+
+
+@pytest.mark.parametrize("rate, channels, num_samples, subtype", [
+    *[(24000, channels, num_samples, "PCM_16")
+      for channels in (1, 2) for num_samples in (0, 1, 319, 320, 321, 12345, 24000)],
+    *[(rate, 1 + rate % 2, rate // 10 + 7, "PCM_16")
+      for rate in (8000, 11025, 16000, 22050, 44100, 47999, 48000, 96000, 192000)],
+    *[(44100, 2, 5000, subtype) for subtype in ("PCM_24", "PCM_32", "FLOAT")],
+    *[(rate, 2, num_samples, "FLOAT") for rate in (8000, 44100, 192000) for num_samples in (0, 1)]])
+def test_layout_is_restored(nac, tmp_path, rate, channels, num_samples, subtype):
+    source, coded, restored = tmp_path / "in put.wav", tmp_path / "in put.nac", tmp_path / "out put.wav"
+    audio.write(source, noise(channels, num_samples), rate, subtype)
+    assert nac("encode", source, "--codebooks", 4)[0] == 0
+    assert nac("decode", coded, "-o", restored)[0] == 0
+    found = soundfile.info(restored)
+    assert (found.samplerate, found.channels, found.frames) == (rate, channels, num_samples)
+    assert found.subtype == subtype
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_flac_there_and_back(nac, tmp_path):
+    source, restored = tmp_path / "a.flac", tmp_path / "b.flac"
+    shutil.copy(EXAMPLES / "music.flac", source)
+    assert nac("encode", source)[0] == 0
+    assert nac("decode", tmp_path / "a.nac", "-o", restored)[0] == 0
+    with audio.AudioReader(source) as before, audio.AudioReader(restored) as after:
+        assert (after.sample_rate, after.channels, after.num_samples) == (44100, 2, before.num_samples)
+        assert after.tags == before.tags
+        assert dict(after.tags)["ARTIST"] == "Martin Strohmeier (K-Pone)"
+
+
+@pytest.mark.parametrize("ending", [".wav", ".flac"])
+def test_tags_are_restored(nac, clip, ending):
+    restored = clip.with_name(f"restored{ending}")
+    nac("encode", clip)
+    nac("decode", clip.with_suffix(".nac"), "-o", restored)
+    with audio.AudioReader(clip) as before, audio.AudioReader(restored) as after:
+        assert after.tags == before.tags
+
+
+def test_subtype_can_be_chosen(nac, clip):
+    nac("encode", clip)
+    coded, restored = clip.with_suffix(".nac"), clip.with_name("b.wav")
+    for subtype in ("PCM_16", "PCM_24", "FLOAT"):
+        assert nac("decode", coded, "-o", restored, "--subtype", subtype, "-f")[0] == 0
+        assert soundfile.info(restored).subtype == subtype
+
+
+def test_mono_mixes_down(nac, tmp_path):
+    audio.write(tmp_path / "a.wav", noise(2, 5000), 24000)
+    nac("encode", tmp_path / "a.wav", "--mono")
+    nac("decode", tmp_path / "a.nac", "-o", tmp_path / "b.wav")
+    assert soundfile.info(tmp_path / "b.wav").channels == 1
+
+
+def test_encoding_twice_gives_the_same_bytes(nac, clip):
+    for name in ("b.nac", "c.nac"):
+        assert nac("encode", clip, "-o", clip.with_name(name))[0] == 0
+    assert clip.with_name("b.nac").read_bytes() == clip.with_name("c.nac").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["speech.flac", "music.flac"])
+@pytest.mark.parametrize("kbps", [1.5, 6, 12])
+def test_kbps_is_a_ceiling(nac, tmp_path, name, kbps):
+    target = tmp_path / "a.nac"
+    assert nac("encode", EXAMPLES / name, "-o", target, "-k", kbps)[0] == 0
+    true_kbps = target.stat().st_size * 8e-3 / soundfile.info(EXAMPLES / name).duration
+    assert 0.6 * kbps < true_kbps <= kbps
+
+
+def test_overwriting_needs_force(nac, clip):
+    target = clip.with_suffix(".nac")
+    target.write_bytes(b"old")
+    status, _, err = nac("encode", clip)
+    assert status == 1
+    assert err == f"nac: {clip}: {target}: exists already; -f overwrites\n"
+    assert target.read_bytes() == b"old"
+    assert nac("encode", clip, "-f")[0] == 0
+    assert target.read_bytes() != b"old"
+    status, _, err = nac("decode", target)
+    assert status == 1
+    assert "exists already" in err
+
+
+def test_info(nac, clip):
+    nac("encode", clip, "-k", "6.5")
+    path = clip.with_suffix(".nac")
+    status, out, _ = nac("info", path, "--json")
+    assert status == 0
+    facts = json.loads(out)
+    assert facts["seconds"] == 1
+    assert facts["bytes"] == path.stat().st_size
+    assert facts["kbps"] == pytest.approx(path.stat().st_size * 8e-3)
+    assert facts["requested_kbps"] == 6.5
+    assert (facts["sample_rate"], facts["channels"], facts["num_samples"]) == (24000, 1, 24000)
+    assert (facts["segments"], facts["subtype"], facts["entropy_coded"]) == (1, "PCM_16", True)
+    assert facts["model"] == "nac-24k"
+    assert facts["tags"]["TITLE"] == ["Ein Satz – 句"]
+    status, out, _ = nac("info", path)
+    assert status == 0
+    assert "Ein Satz – 句" in out
+    assert "nac-24k" in out
+
+
+def test_info_of_a_model(nac):
+    status, out, _ = nac("info", "--model", "nac-24k", "--json")
+    assert status == 0
+    facts = json.loads(out)
+    assert len(facts["weights"]) == 12
+    assert facts["licence"]
+    assert facts["command"]
+
+
+def test_verify(nac, clip):
+    nac("encode", clip, "--verify")
+    path = clip.with_suffix(".nac")
+    assert nac("verify", path) == (0, "", f"{path}: sound\n")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    bad = clip.with_name("bad.nac")
+    bad.write_bytes(data)
+    status, _, err = nac("verify", bad, path)
+    assert status == 1
+    assert err.splitlines()[0].startswith(f"nac: {bad}: segment 0")
+    assert err.splitlines()[1] == f"{path}: sound"
+
+
+def test_inputs_that_cannot_be_encoded(nac, tmp_path):
+    (tmp_path / "empty.wav").touch()
+    (tmp_path / "text.wav").write_bytes(b"this is not audio, whatever its name may say" * 9)
+    soundfile.write(tmp_path / "six.wav", np.zeros((10, 6)), 48000)
+    for name, found in [
+            ("none.wav", "no such file or directory"), ("", "is a directory"),
+            ("empty.wav", "the file is empty"), ("text.wav", "not an audio file that nac reads"),
+            ("six.wav", "6 channels; nac reads 1 or 2")]:
+        status, out, err = nac("encode", tmp_path / name, "-o", tmp_path / "out.nac")
+        assert (status, out, err.count("\n")) == (1, "", 1)
+        assert err.startswith(f"nac: {tmp_path / name}: {found}")
+        assert not (tmp_path / "out.nac").exists()
+
+
+def test_outputs_that_cannot_be_written(nac, clip):
+    for command, source, target, found in [
+            ("encode", clip, clip.with_name("none") / "a.nac", "cannot be written: no such file"),
+            ("encode", clip, clip / "a.nac", "cannot be written: not a directory"),
+            ("decode", clip.with_suffix(".nac"), clip.with_name("a.mp3"), "nac writes .wav and .flac")]:
+        nac("encode", clip)
+        status, _, err = nac(command, source, "-o", target)
+        assert (status, err.count("\n")) == (1, 1)
+        assert f"{target}: {found}" in err
+
+
+def test_files_that_cannot_be_decoded(nac, clip):
+    nac("encode", clip)
+    good = clip.with_suffix(".nac").read_bytes()
+    header, tags, segments, num_samples = container.unpack(good)
+    other = container.pack(dataclasses.replace(header, weights_id=b"\xab" * 6), tags, segments, num_samples)
+    flipped = bytearray(good)
+    flipped[-40] ^= 4
+    for data, found in [
+            (clip.read_bytes(), "not a .nac file"), (b"", "the file"), (good[:100], "the file ends"),
+            (good[:4] + b"\x02" + good[5:], "version 2"), (bytes(flipped), "segment 0"), (other, "ab" * 6)]:
+        bad = clip.with_name("bad.nac")
+        bad.write_bytes(data)
+        for command in (["decode", bad, "-o", clip.with_name("out.wav")], ["verify", bad]):
+            status, out, err = nac(*command)
+            assert (status, out, err.count("\n")) == (1, "", 1)
+            assert err.startswith(f"nac: {bad}: ")
+            assert found in err
+            assert not clip.with_name("out.wav").exists()
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_leave_nothing_behind(tmp_path, number, status):
+    source = tmp_path / "long.wav"
+    audio.write(source, noise(1, 24000 * 600), 24000)
+    command = [sys.executable, "-m", "audiocodec", "encode", source]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and len(list(tmp_path.iterdir())) == 1:
+        time.sleep(0.05)
+    process.send_signal(number)
+    err = process.communicate()[1]
+    assert process.returncode == status
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == [source]
