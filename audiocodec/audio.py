@@ -44,7 +44,6 @@ _MAX_TAPS = 1 << 20           # largest polyphase table, in coefficients
 _OVERSAMPLING = 32            # before interpolating; the error at the band's edge is then 114 dB down
 _CHUNK = 1 << 15              # samples resampled at a time, about
 
-
 Tags = tuple[tuple[str, str], ...]   # (name, text) pairs, names as in Vorbis comments: "TITLE"
 WRITABLE_TAGS = (
     "TITLE", "ARTIST", "ALBUM", "DATE", "GENRE", "TRACKNUMBER", "COMMENT", "COPYRIGHT", "LICENSE",
@@ -195,7 +194,7 @@ class AudioWriter:
         with self._failures_named():
             file = soundfile.SoundFile(os.fsencode(path), "w", format=self._format, **self._layout)
         for name, text in self._tags:
-            if name.upper() in WRITABLE_TAGS:
+            if text and name.upper() in WRITABLE_TAGS:
                 setattr(file, name.lower(), text)
         return file
 

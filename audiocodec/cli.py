@@ -67,6 +67,8 @@ def encode(sources, output, kbps, codebooks, model, mono, no_entropy, device, ve
         if verify:
             codec.verify_file(target, model=model)
         rate = f"{result.kbps:.2f} kbps, " if result.seconds else ""
+        if kbps and result.kbps > kbps:
+            rate += f"more than {kbps:g}, which so short a clip cannot meet, "
         books = "+".join(map(str, result.codebooks))     # mid and side, where there are two
         return result.seconds, f"{result.num_bytes:,} bytes, {rate}{books} codebooks"
 
@@ -128,6 +130,29 @@ def verify(sources, model):
         with failures.caught(source):
             codec.verify_file(source, model=model)
             click.echo(f"{source}: sound", err=True)
+    failures.exit()
+
+
+@cli.command()
+@click.argument("sources", metavar="FOLDER...", nargs=-1, required=True,
+                type=click.Path(exists=True, path_type=Path))
+@click.option("--out", "run", metavar="RUN", required=True, type=click.Path(file_okay=False, path_type=Path),
+              help="Folder of the run: checkpoints, metrics, and in the end model.safetensors.")
+@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), default=90, show_default=True,
+              help="How long to train, the entropy model included.")
+@click.option("--resume", is_flag=True, help="Go on with the run in RUN.")
+@click.option("--licence", default="", help="What to say of the weights' licence, in the weights file.")
+@click.option("--origin", default="", help="What to say of the training audio, in the weights file.")
+@_device
+def train(sources, run, minutes, resume, licence, origin, device):
+    """Train a model on folders of audio, or on packed shards (.npy)."""
+    from audiocodec.training import run as training
+
+    failures = _Failures()
+    with failures.caught(run):
+        model = training.train(list(sources), run, minutes=minutes, device=device, resume=resume,
+                               about={"licence": licence, "origin": origin})
+        click.echo(f"{model}: done; nac encode --model {model} ...", err=True)
     failures.exit()
 
 

@@ -11,7 +11,8 @@ feed-forward side by side); Press et al.: "Train short, test long", 2022 (a bias
 """
 import hashlib
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
+from math import isqrt
 
 import numpy as np
 
@@ -26,13 +27,14 @@ TOTAL = 1 << 24                    # what the frequencies of one table sum to, t
 ACTIVATION_BITS = 5                # an activation of 32 means 1.0
 WEIGHT_BITS = 7
 RESIDUAL_BITS = 8
-ATTENTION_BITS = 9                 # q . k in units of 2**-10, an eighth of it, in sixteenths of a nat
-SCORE_STEPS = 32                   # scores are in 32nds of a nat once shifted by WEIGHT_BITS
+ATTENTION_STEPS = 16               # of the attention table, to a nat
+ATTENTION_SCALE = 1 / 8            # of the product of queries and keys
+SCORE_STEPS = 32                   # of scores, to a nat
 LIMIT = 127
 
 _BLOCK = 64                        # frames evaluated together when all codes are known
 _FEW_ROWS = 64
-_EXACT = 1 << 24
+_MASKED = -(1 << 14)
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class EntropyConfig:
         shapes = {
             "order": ("int16", (books, BOOK_SIZE)),
             "attention_table": ("uint8", (256,)),
-            "count_table": ("uint16", (512,)),
+            "count_table": ("int32", (448,)),
             "input": ("int8", (self.context_books, BOOK_SIZE + 1, width)),
             "context": ("int8", (head, width)),
             "context_bias": ("int32", (head,)),
@@ -73,7 +75,7 @@ class EntropyConfig:
         }
         for i in range(self.layers):
             shapes |= {f"layers.{i}.first": ("int8", (first, width)), f"layers.{i}.first_bias": ("int32", (first,)),
-                       f"layers.{i}.second": ("int8", (width, second)),
+                       f"layers.{i}.second": ("int8", (width, second)), f"layers.{i}.second_bias": ("int32", (width,)),
                        f"layers.{i}.distance": ("int16", (self.heads, self.window))}
         return shapes
 
@@ -105,17 +107,12 @@ class EntropyModel:
         self._input = tensors["input"]
         self._here = tensors["here"]
         self._before = tensors["before"]
-        self._attention_table = tensors["attention_table"].astype(np.float32)
         self._count_table = tensors["count_table"].astype(np.float64)
-        self._layers = [_Layer(config, tensors, i, self._attention_table) for i in range(config.layers)]
-        self._context = _matrix(tensors["context"])
-        self._context_bias = _bias(tensors["context_bias"], WEIGHT_BITS)
-        self._hidden = _matrix(tensors["hidden"])
-        self._hidden_bias = _bias(tensors["hidden_bias"], WEIGHT_BITS)
-        self._class = _matrix(tensors["class"])
-        self._class_bias = tensors["class_bias"].astype(np.float32)
-        self._member = _matrix(tensors["member"])
-        self._member_bias = tensors["member_bias"].astype(np.float32)
+        self._layers = [_Layer(config, tensors, i) for i in range(config.layers)]
+        self._context, self._context_bias = _scaled(tensors, "context", WEIGHT_BITS)
+        self._hidden, self._hidden_bias = _scaled(tensors, "hidden", WEIGHT_BITS)
+        self._class, self._class_bias = _scaled(tensors, "class", WEIGHT_BITS)
+        self._member, self._member_bias = _scaled(tensors, "member", WEIGHT_BITS)
         if config.answer and self.answer() != config.answer:
             raise ModelError("the entropy model gives other tables on this machine than where it was made")
 
@@ -176,21 +173,21 @@ class EntropyModel:
 
     def contexts(self, state: State, previous: np.ndarray) -> np.ndarray:
         """Advance by n frames, given the codes before each, int64 (S, K, n) -> what the books start from, (S, n, E)."""
-        x = np.zeros((previous.shape[0], previous.shape[2], self.config.width), np.float32)
+        x = np.zeros((previous.shape[0], previous.shape[2], self.config.width), np.float64)
         for k, table in enumerate(self._input):
             codes = previous[:, k] if k < previous.shape[1] else np.full_like(previous[:, 0], ABSENT)
-            x += table[np.where(state.num_books[:, None] > k, codes, ABSENT)]
+            x += table.take(np.where(state.num_books[:, None] > k, codes, ABSENT), 0)
         x *= 1 << (RESIDUAL_BITS - ACTIVATION_BITS)
         end = state.frame + previous.shape[2]
         for layer, keys, values in zip(self._layers, state.keys, state.values):
             x += layer(x, keys, values, state.frame, end)
         state.frame = end
-        return _shift(_normalised(x) @ self._context + self._context_bias, WEIGHT_BITS)
+        return _rounded(_normalised(x) @ self._context + self._context_bias)
 
     def hidden(self, book: int, sums: np.ndarray, previous: np.ndarray) -> np.ndarray:
         """The context plus all books before this one (N, E), and the codes of this book one frame ago (N,) -> (N, H)."""
-        inputs = _clipped(sums + self._before[book][previous], -LIMIT)
-        return _clipped(_shift(inputs @ self._hidden[book] + self._hidden_bias[book], WEIGHT_BITS), 0)
+        inputs = _clipped(sums + self._before[book].take(previous, 0), -LIMIT)
+        return _clipped(_rounded(inputs @ self._hidden[book] + self._hidden_bias[book]), 0)
 
     def class_counts(self, book: int, hidden: np.ndarray) -> np.ndarray:
         """Hidden values (N, H) -> counts of the classes (N, 32)."""
@@ -208,49 +205,43 @@ class EntropyModel:
             ends = np.cumsum(np.bincount(classes, minlength=CLASSES))
             for weights, group in zip(self._member[book], np.split(rows, ends[:-1])):
                 scores[group] = hidden[group] @ weights
-        return counts(scores + self._member_bias[book, classes], self._count_table)
+        scores += self._member_bias[book, classes]
+        return counts(scores, self._count_table)
 
     def add(self, book: int, sums: np.ndarray, codes: np.ndarray) -> None:
         """Add the codes of this book (N,) to the sums (N, E) that the next book starts from."""
-        sums += self._here[book][codes]
+        sums += self._here[book].take(codes, 0)
 
 
 class _Layer:
     """Attention and feed-forward side by side, as one product in and one product out."""
 
-    def __init__(self, config: EntropyConfig, tensors: dict[str, np.ndarray], index: int, table: np.ndarray):
+    def __init__(self, config: EntropyConfig, tensors: dict[str, np.ndarray], index: int):
         name = f"layers.{index}"
         self.width, self.heads, self.window = config.width, config.heads, config.window
-        self.first = _matrix(tensors[f"{name}.first"])
-        self.first_bias = _bias(tensors[f"{name}.first_bias"], WEIGHT_BITS)
-        self.second = _matrix(tensors[f"{name}.second"])
+        self.first, self.first_bias = _scaled(tensors, f"{name}.first", WEIGHT_BITS)
+        self.second, self.second_bias = _scaled(tensors, f"{name}.second", ACTIVATION_BITS + WEIGHT_BITS - RESIDUAL_BITS)
         self.lowest = np.repeat(np.float32([-LIMIT, 0]), [3 * config.width, config.feed_forward])
-        self.table = table
+        self.table = tensors["attention_table"].astype(np.float32)
         distance = tensors[f"{name}.distance"].astype(np.float32)
-        self.distance = np.pad(distance, ((0, 0), (0, 1)), constant_values=-_EXACT / 2)
+        self.distance = np.pad(distance, ((0, 0), (0, 1)), constant_values=_MASKED)
         self.distance_bias = lru_cache(8)(self.distance_bias)
 
     def __call__(self, x: np.ndarray, keys: np.ndarray, values: np.ndarray, start: int, end: int) -> np.ndarray:
         """Residual values (S, n, D) of the frames from `start` to `end` -> what to add to them; fills keys and values."""
-        sequences, frames, _ = x.shape
-        inner = _clipped(_shift(_normalised(x) @ self.first + self.first_bias, WEIGHT_BITS), self.lowest)
-        queries, new_keys, new_values = (
-            inner[..., i * self.width:(i + 1) * self.width].reshape(sequences, frames, self.heads, -1).swapaxes(1, 2)
-            for i in range(3))
-        keys[:, :, start:end] = new_keys
-        values[:, :, start:end] = new_values
+        sequences, frames, width = x.shape
+        inner = _clipped(_rounded(_normalised(x) @ self.first + self.first_bias), self.lowest)
+        by_head = inner[..., :3 * width].reshape(sequences, frames, 3, self.heads, -1).transpose(2, 0, 3, 1, 4)
+        queries, new_keys, values[:, :, start:end] = by_head
+        np.multiply(new_keys, ATTENTION_SCALE * ATTENTION_STEPS / (1 << 2 * ACTIVATION_BITS), out=keys[:, :, start:end])
         reach = max(0, start + 1 - self.window)
         scores = queries @ keys[:, :, reach:end].swapaxes(2, 3)
-        scores *= 2.0 ** -ATTENTION_BITS
-        scores = np.floor(scores, out=scores)
         scores += self.distance_bias(frames, end - reach)
         weights = self.table.take((scores.max(-1, keepdims=True) - scores).astype(np.intp), mode="clip")
         attended = weights @ values[:, :, reach:end]
-        total = weights.sum(-1, keepdims=True)
-        attended = np.floor((attended + np.floor(total / 2)) / total)
-        inner[..., 2 * self.width:3 * self.width] = attended.swapaxes(1, 2).reshape(sequences, frames, -1)
-        shift = ACTIVATION_BITS + WEIGHT_BITS - RESIDUAL_BITS
-        return _shift(inner[..., 2 * self.width:] @ self.second + 2 ** (shift - 1), shift)
+        attended /= weights.sum(-1, keepdims=True)
+        inner[..., 2 * width:3 * width] = _rounded(attended).swapaxes(1, 2).reshape(sequences, frames, width)
+        return _rounded(inner[..., 2 * width:] @ self.second + self.second_bias)
 
     def distance_bias(self, frames: int, reach: int) -> np.ndarray:
         """The bias (heads, frames, reach) of the last `frames` of `reach` frames, looking back at all of these."""
@@ -259,49 +250,44 @@ class _Layer:
 
 
 def counts(scores: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """Turn integer scores (N, V) into integer counts (N, V), float64, that sum to exactly 2**24 - V.
+    """Turn scores (N, V) into integer counts (N, V), float64, that sum to exactly 2**24 - V.
 
-    `table` holds the weight of each distance from the best score; its last entry is the weight of all greater ones.
-    The coder adds one to each count, so no symbol is impossible. What rounding down leaves over goes to the first.
+    Only the whole part of a score matters: it looks up a weight in the table, whose ends stand for all beyond them. The
+    coder adds one to each count, so no symbol is impossible. What rounding down leaves over goes to the first.
 
-    >>> counts(np.float32([[0, 0, -9000]]), np.float64([3, 2, 1])).astype(int).tolist()
+    >>> counts(np.float32([[2.5, 2, -90]]), np.float64([1, 2, 3])).astype(int).tolist()
     [[7190235, 7190234, 2396744]]
     """
-    distance = scores.max(-1, keepdims=True) - scores
-    distance *= 2.0 ** -WEIGHT_BITS
-    weights = table.take(distance.astype(np.intp), mode="clip")
+    weights = table.take(scores.astype(np.intp), mode="clip")
     spare = TOTAL - scores.shape[-1]
-    result = np.floor(weights * spare / weights.sum(-1, keepdims=True))
+    total = weights.sum(-1, keepdims=True)
+    weights *= spare
+    weights /= total
+    result = np.floor(weights, out=weights)
     result[:, 0] += spare - result.sum(-1)
     return result
 
 
 def _normalised(x: np.ndarray) -> np.ndarray:
-    """Integers (..., D) scaled to a root mean square of one, as activations: float32 integers of at most 127."""
-    x = x.astype(np.float64)
-    squares = np.einsum("...d,...d->...", x, x)[..., None]
+    """Integers (..., D), float64, scaled to a root mean square of one, as activations: float32 integers of at most 127."""
+    squares = np.einsum("...d,...d->...", x, x)[..., None] + 1
     root = np.floor(np.sqrt(squares))
     root -= root * root > squares
     root += (root + 1) ** 2 <= squares
-    np.maximum(root, 1, out=root)
-    x *= _gain(x.shape[-1])
-    x += np.floor(root / 2)
+    x = x * _gain(x.shape[-1])
     x /= root
-    return _clipped(np.floor(x, out=x).astype(np.float32), -LIMIT)
+    return _clipped(_rounded(x).astype(np.float32), -LIMIT)
 
 
+@cache
 def _gain(width: int) -> int:
-    """The square root of the width, as an activation, rounded down."""
-    root = 0
-    while (root + 1) ** 2 <= width << (2 * ACTIVATION_BITS):
-        root += 1
-    return root
+    """The square root of the width, as an activation."""
+    return isqrt(width << 2 * ACTIVATION_BITS)
 
 
-def _shift(x: np.ndarray, bits: int) -> np.ndarray:
-    """Divide integers by a power of two, rounding down, in place."""
-    x *= 2.0 ** -bits
-    return np.floor(x, out=x)
+def _rounded(x: np.ndarray) -> np.ndarray:
+    """Round to the nearest, in place; halves to even."""
+    return np.rint(x, out=x)
 
 
 def _clipped(x: np.ndarray, lowest: np.ndarray | int) -> np.ndarray:
@@ -310,14 +296,13 @@ def _clipped(x: np.ndarray, lowest: np.ndarray | int) -> np.ndarray:
     return np.minimum(x, LIMIT, out=x)
 
 
-def _matrix(weights: np.ndarray) -> np.ndarray:
-    """Weights (..., out, in) -> float32 (..., in, out), ready to be multiplied from the right."""
-    return np.ascontiguousarray(weights.swapaxes(-1, -2), np.float32)
+def _scaled(tensors: dict[str, np.ndarray], name: str, bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """Weights (..., out, in) -> float32 (..., in, out), and their bias, both divided by a power of two.
 
-
-def _bias(bias: np.ndarray, shift: int) -> np.ndarray:
-    """A bias that also makes the shift after it round to the nearest."""
-    return (bias + (1 << (shift - 1))).astype(np.float32)
+    So a product comes out requantised but for the rounding, still exact: it is an integer below 2**24 times that power.
+    """
+    weights = tensors[name].swapaxes(-1, -2) * np.float32(2.0 ** -bits)
+    return np.ascontiguousarray(weights), tensors[f"{name}_bias"] * np.float32(2.0 ** -bits)
 
 
 def _check(config: EntropyConfig, tensors: dict[str, np.ndarray]) -> None:
@@ -336,5 +321,5 @@ def _check(config: EntropyConfig, tensors: dict[str, np.ndarray]) -> None:
     if tensors["attention_table"][0] == 0 or tensors["attention_table"][-1] != 0 or tensors["count_table"].min() == 0:
         raise ModelError("an entropy table gives no weight where some is needed")
     inner = max(config.width + config.feed_forward, config.head_width, config.head_hidden)
-    if inner > 768 or config.width % config.heads or not 1 <= config.window <= MAX_FRAMES or config.layers > 8:
+    if inner > 768 or config.width % config.heads or not 1 <= config.window <= 256 or config.layers > 8:
         raise ModelError("the entropy model's sizes are beyond what is exact")

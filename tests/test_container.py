@@ -43,7 +43,7 @@ STEREO_HEADER = Header(
 STEREO_SEGMENTS = [
     Segment(32, (8, 4), (b"mid of 0", b"side")),
     Segment(32, (8, 0), (b"", b"")),
-    Segment(32, (2, 8), (b"SLT" * 20, b"mid of 2, side of 2")),
+    Segment(32, (2, 8), (b"SLT" * 8, b"mid and side of 2")),
     Segment(1, (1, 1), (b"m", b"s")),
 ]
 STEREO = pack(STEREO_HEADER, (), STEREO_SEGMENTS, 41_000)

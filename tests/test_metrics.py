@@ -91,7 +91,8 @@ def corpus(tmp_path):
     rng = np.random.default_rng(1)
     for speaker, seconds in (("anna", 3), ("bert", 5)):
         for number in range(6):
-            write(tmp_path / "speech" / speaker / f"{number}.wav", rng.normal(0, 0.1, seconds * 16_000), 16_000)
+            path = tmp_path / "speech" / speaker / f"{number}.wav"
+            write(path, rng.normal(0, 0.1, seconds * 16_000), 16_000)
     write(tmp_path / "music" / "album" / "long.flac", rng.normal(0, 0.1, (20 * RATE, 2)), RATE)
     write(tmp_path / "music" / "album" / "nine.flac", rng.normal(0, 0.1, (9 * RATE, 2)), RATE)
     write(tmp_path / "music" / "album" / "silent.flac", np.zeros(20 * RATE), RATE)

@@ -14,13 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audiocodec.entropy import (
-    ABSENT, ACTIVATION_BITS, BOOK_SIZE, CLASSES, LIMIT, MAX_FRAMES, MEMBERS, WEIGHT_BITS, EntropyConfig, EntropyModel)
+    ABSENT, ACTIVATION_BITS, ATTENTION_SCALE, ATTENTION_STEPS, BOOK_SIZE, CLASSES, LIMIT, MAX_FRAMES, MEMBERS,
+    RESIDUAL_BITS, SCORE_STEPS, WEIGHT_BITS, EntropyConfig, EntropyModel)
 
 _ACTIVATION = 1 << ACTIVATION_BITS
 _WEIGHT = 1 << WEIGHT_BITS
+_RESIDUAL = 1 << RESIDUAL_BITS
 _PRODUCT = _ACTIVATION * _WEIGHT
-_ATTENTION_STEPS = 16              # of the attention table, to a nat
-_SCORE_STEPS = 32
+_RANGE = 7                         # scores are limited to as many nats on either side of 0
 _MASKED = -1e4
 
 
@@ -147,13 +148,14 @@ class EntropyNet(nn.Module):
         hidden = _activation(hidden, self.rounding, 0).flatten(0, 1)
         classes, members = codes.flatten() // MEMBERS, codes.flatten() % MEMBERS
         scores = F.linear(hidden, self._matrix(self.classes[k]), self.class_bias[k])
-        loss = F.cross_entropy(scores.float(), classes, reduction="none")
+        loss = F.cross_entropy(scores.float().clamp(-_RANGE, _RANGE), classes, reduction="none")
         if k >= self.config.detailed_books:
             return (loss + math.log(MEMBERS)).view_as(codes)
         order = classes.argsort()
         sizes = torch.bincount(classes, minlength=CLASSES).tolist()
         scores = _Grouped.apply(hidden[order], self._matrix(self.members[k]).to(hidden.dtype), sizes)
         scores = scores.float() + self.member_bias[k][classes[order]]
+        scores = scores.clamp(-_RANGE, _RANGE)
         loss = loss.index_add(0, order, F.cross_entropy(scores, members[order], reduction="none"))
         return loss.view_as(codes)
 
@@ -167,7 +169,7 @@ class EntropyNet(nn.Module):
         """The integer model's tensors, all but `order`."""
         steps = {"context": _WEIGHT, "hidden": _WEIGHT, "class": _WEIGHT, "member": _WEIGHT, "first": _WEIGHT,
                  "second": _WEIGHT, "input": _ACTIVATION, "here": _ACTIVATION, "before": _ACTIVATION,
-                 "distance": _ATTENTION_STEPS}
+                 "distance": ATTENTION_STEPS}
         tensors = {}
         for name, value in self.named_parameters():
             name = name.replace("classes", "class").replace("members", "member")
@@ -179,9 +181,10 @@ class EntropyNet(nn.Module):
                 tensors[name] = value.clip(-1024, 1024).astype(np.int16)
             else:
                 tensors[name] = value.clip(-LIMIT, LIMIT).astype(np.int8)
-        falling = np.exp(-np.arange(512))
-        tensors["attention_table"] = np.rint(255 * falling[:256] ** (1 / _ATTENTION_STEPS)).astype(np.uint8)
-        tensors["count_table"] = np.rint(65_535 * falling ** (1 / _SCORE_STEPS)).clip(1).astype(np.uint16)
+        tensors["attention_table"] = np.rint(255 * np.exp(-np.arange(256) / ATTENTION_STEPS)).astype(np.uint8)
+        for name in ("class_bias", "member_bias"):
+            tensors[name] += round((_RANGE + 0.5 / SCORE_STEPS) * _PRODUCT)     # scores begin at 0; so cutting them rounds
+        tensors["count_table"] = np.rint(np.exp(np.arange(2 * _RANGE * SCORE_STEPS) / SCORE_STEPS)).astype(np.int32)
         return tensors
 
 
@@ -194,6 +197,7 @@ class _Layer(nn.Module):
         self.first = _weight(3 * config.width + config.feed_forward, config.width)
         self.first_bias = _zeros(len(self.first))
         self.second = _zeros(config.width, config.width + config.feed_forward)
+        self.second_bias = _zeros(config.width)
         self.distance = _zeros(config.heads, config.window)
 
     def forward(self, x: Tensor, rounding: bool) -> Tensor:
@@ -202,7 +206,8 @@ class _Layer(nn.Module):
         inner = F.linear(_normalised(x, rounding), _stepped(self.first, _WEIGHT, -LIMIT, LIMIT, rounding), self.first_bias)
         attended = self._attend(_activation(inner[..., :3 * width], rounding), rounding)
         inner = torch.cat([attended, _activation(inner[..., 3 * width:], rounding, 0)], -1)
-        return F.linear(inner, _stepped(self.second, _WEIGHT, -LIMIT, LIMIT, rounding)).float()
+        outer = F.linear(inner, _stepped(self.second, _WEIGHT, -LIMIT, LIMIT, rounding), self.second_bias)
+        return _stepped(outer.float(), _RESIDUAL, -math.inf, math.inf, rounding)
 
     def _attend(self, inner: Tensor, rounding: bool) -> Tensor:
         """Queries, keys and values (B, T, 3 D) -> (B, T, D). Blocks of one window look at themselves and the one before."""
@@ -218,7 +223,7 @@ class _Layer(nn.Module):
         bias = torch.where(seen, self.distance[:, distance.clamp(0, window - 1)], _MASKED)[:, None].repeat(
             1, blocks.shape[3], 1, 1)
         bias[:, 0, :, :window] = _MASKED
-        weights = (queries @ keys.transpose(-1, -2) / 8 + bias).softmax(-1)
+        weights = (queries @ keys.transpose(-1, -2) * ATTENTION_SCALE + bias).softmax(-1)
         attended = (weights.to(values.dtype) @ values).permute(0, 2, 3, 1, 4)
         return _activation(attended.reshape(batch, -1, self.config.width)[:, :frames], rounding)
 

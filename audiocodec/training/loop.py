@@ -36,7 +36,7 @@ class TrainConfig:
     last_rate: float = 0.02                  # where the cosine ends, as a share of the first
     discriminator_rate: float = 3e-4
     weights: dict[str, float] = field(
-        default_factory=lambda: {"mel": 2.0, "complex": 1.0, "waveform": 1.0, "adversarial": 2.0})
+        default_factory=lambda: {"mel": 8.0, "complex": 1.0, "waveform": 1.0, "adversarial": 6.0})
     commitment: float = 0.1
     average_decay: float = 0.999             # of the moving average of weights
     compile: bool = True                     # fuse the networks' blocks; takes a minute or two to begin with
