@@ -1,8 +1,8 @@
 """The encoder and decoder networks: samples <-> latents, causal and streamable.
 
-A linear path runs from the companded MDCT to the latents and back (principal components of the corpus). The networks are
-causal ConvNeXt stacks beside it whose last layers start at zero, so the codec works before its first update and training
-only improves it. Liu et al.: "A ConvNet for the 2020s", CVPR 2022; Zhang, Sennrich: "Root mean square layer
+A linear path runs from the companded MDCT to the latents and back (principal components of the corpus). The networks
+are causal ConvNeXt stacks beside it whose last layers start at zero, so the codec works before its first update and
+training only improves it. Liu et al.: "A ConvNet for the 2020s", CVPR 2022; Zhang, Sennrich: "Root mean square layer
 normalization", NeurIPS 2019.
 
 Inside this module tensors run (batch, frames, channels): all work is then large matrix products over rows.
@@ -25,7 +25,7 @@ class ModelConfig:
 
     sample_rate: int = 24_000   # Hz
     hop: int = 320              # samples per frame; the MDCT window is twice this
-    companding: float = 0.6     # power applied to MDCT magnitudes
+    companding: float = 0.7     # power applied to MDCT magnitudes
     latent_dim: int = 96
     encoder_width: int = 256
     encoder_blocks: int = 6
@@ -155,7 +155,7 @@ class Decoder(nn.Module):
 
 
 def to_blocks(samples: Tensor, hop: int) -> Tensor:
-    """Samples (B, N) -> blocks (B, T, hop) with T = ceil(N / hop) + 1: zero-padded, and one block of zeros to end with."""
+    """Samples (B, N) -> blocks (B, T, hop), T = ceil(N / hop) + 1: zero-padded, with one block of zeros at the end."""
     num_samples = samples.shape[-1]
     padding = -num_samples % hop + hop if num_samples else 0
     return F.pad(samples, (0, padding)).reshape(len(samples), -1, hop)

@@ -1,8 +1,8 @@
 """Residual vector quantization: latents <-> codes.
 
 Each stage quantizes what the stages before it left over; a decoder may stop after any of them. Zeghidour et al.:
-"SoundStream: An end-to-end neural audio codec", 2021. Entry 0 of every book is the zero vector, so digital silence stays
-silent at every rate and no stage can make things worse.
+"SoundStream: An end-to-end neural audio codec", 2021. Entry 0 of every book is the zero vector, so digital silence
+stays silent at every rate and no stage can make things worse.
 """
 import torch
 from torch import Tensor, nn

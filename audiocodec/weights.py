@@ -1,4 +1,4 @@
-"""Find, verify and load one weights file: tensors and configuration in safetensors, so nothing in it is ever executed."""
+"""Find and load one weights file: tensors and configuration in safetensors, so nothing in it is ever executed."""
 import hashlib
 import json
 from dataclasses import dataclass

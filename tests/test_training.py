@@ -16,8 +16,8 @@ from audiocodec.training.losses import Balancer, SpectralDistance, waveform_dist
 from audiocodec.training.loop import TrainConfig, Trainer
 
 TINY = TrainConfig(
-    model=ModelConfig(latent_dim=32, encoder_width=32, encoder_blocks=1, decoder_width=32, decoder_blocks=1, num_books=4,
-                      book_size=64),
+    model=ModelConfig(latent_dim=32, encoder_width=32, encoder_blocks=1, decoder_width=32, decoder_blocks=1,
+                      num_books=4, book_size=64),
     batch=2, crop=6400, compile=False)
 
 
@@ -36,7 +36,8 @@ def few_crops(monkeypatch):
 
 def _trainer(shard, run, updates):
     run.mkdir(exist_ok=True)
-    return Trainer(TINY, Crops([shard], TINY.crop, 0), run, "cpu", dict.fromkeys(loop.STAGES, updates), count_updates=True)
+    lengths = dict.fromkeys(loop.STAGES, updates)
+    return Trainer(TINY, Crops([shard], TINY.crop, 0), run, "cpu", lengths, count_updates=True)
 
 
 def test_a_shard_holds_the_audio_and_leaves_out_broken_files(shard, request):

@@ -1,7 +1,7 @@
 """Folders of audio -> batches of samples.
 
 Audio is decoded, mixed down and resampled once, into a shard: all files one after another as int16 in NAME.npy, read
-through a memory map, and NAME.json with [start, end, file] of each. Shards cost no memory and any crop is one short read.
+through a memory map, and NAME.json with [start, end, file] of each. Shards cost no memory; a crop is one short read.
 """
 import json
 import os

@@ -5,6 +5,7 @@ to; gradients pass straight through it. Bengio et al.: "Estimating or propagatin
 2013; Jacob et al.: "Quantization and training of neural networks for efficient integer-arithmetic-only inference", 2018.
 """
 import math
+import re
 import time
 from dataclasses import replace
 
@@ -21,6 +22,9 @@ _ACTIVATION = 1 << ACTIVATION_BITS
 _WEIGHT = 1 << WEIGHT_BITS
 _RESIDUAL = 1 << RESIDUAL_BITS
 _PRODUCT = _ACTIVATION * _WEIGHT
+_EIGHT_BITS = {"first": _WEIGHT, "second": _WEIGHT, "context": _WEIGHT, "hidden": _WEIGHT, "class": _WEIGHT,
+               "member": _WEIGHT, "input": _ACTIVATION, "here": _ACTIVATION, "before": _ACTIVATION}
+_OF_BOOKS = ("here", "before", "hidden", "hidden_bias", "class", "class_bias", "member", "member_bias")
 _RANGE = 7                         # scores are limited to as many nats on either side of 0
 _MASKED = -1e4
 
@@ -95,97 +99,123 @@ class EntropyNet(nn.Module):
 
     def __init__(self, config: EntropyConfig):
         super().__init__()
-        books, head, hidden = config.num_books, config.head_width, config.head_hidden
         self.config = config
         self.rounding = False
-        self.input = _table(config.context_books, BOOK_SIZE + 1, config.width)
+        self.input = nn.ParameterList(
+            _table(BOOK_SIZE + 1, config.width) for _ in range(config.context_books))
         self.layers = nn.ModuleList(_Layer(config) for _ in range(config.layers))
-        self.context = _weight(head, config.width)
-        self.context_bias = _zeros(head)
-        self.here = _table(books, BOOK_SIZE, head)
-        self.before = _table(books, BOOK_SIZE + 1, head)
-        self.hidden = _weight(books, hidden, head)
-        self.hidden_bias = _zeros(books, hidden)
-        self.classes = nn.Parameter(torch.randn(books, CLASSES, hidden) * 0.02)
-        self.class_bias = _zeros(books, CLASSES)
-        self.members = nn.Parameter(torch.randn(config.detailed_books, CLASSES, MEMBERS, hidden) * 0.02)
-        self.member_bias = _zeros(config.detailed_books, CLASSES, MEMBERS)
+        self.context = _weight(config.head_width, config.width)
+        self.context_bias = _zeros(config.head_width)
+        self.books = nn.ModuleList(_Book(config, k < config.detailed_books) for k in range(config.num_books))
 
     @torch.no_grad()
     def start_from(self, codebooks: np.ndarray, ranks: np.ndarray) -> None:
-        """Start the embeddings from the codebooks (K, V, D), so that similar codes look similar from the beginning."""
-        books = torch.from_numpy(np.take_along_axis(codebooks[:len(ranks)], np.argsort(ranks, 1)[..., None], 1)).float()
-        books = books * (0.5 / books[0].square().mean().sqrt().clamp_min(1e-6))
-        for table, scale in ((self.input, 1.0), (self.here, 1.0), (self.before, 0.3)):
-            spread = nn.init.orthogonal_(torch.empty(books.shape[-1], table.shape[-1]))
-            spread *= max(1, table.shape[-1] / books.shape[-1]) ** 0.5
-            table[:, :BOOK_SIZE] = scale * books[:len(table)] @ spread
+        """Start the embeddings from the codebooks (K, 1024, D): what looks similar begins similar."""
+        entries = np.take_along_axis(codebooks[:len(ranks)], np.argsort(ranks, 1)[..., None], 1)
+        entries = torch.from_numpy(entries).float()
+        entries *= 0.5 / entries[0].square().mean().sqrt().clamp_min(1e-6)
+        dim = entries.shape[-1]
+        for tables, scale in ((self.input, 1.0), ([book.here for book in self.books], 1.0),
+                              ([book.before for book in self.books], 0.3)):
+            width = tables[0].shape[1]
+            axes = nn.init.orthogonal_(torch.empty(dim, width)) * max(1, width / dim) ** 0.5
+            for table, book in zip(tables, entries):
+                table[:BOOK_SIZE] = scale * book @ axes
+        self.limit()
+
+    @torch.no_grad()
+    def limit(self) -> None:
+        """Keep every matrix and embedding within what eight bits hold."""
+        for name, value in self.named_parameters():
+            if steps := _EIGHT_BITS.get(_kind(name)):
+                value.clamp_(-LIMIT / steps, LIMIT / steps)
 
     def losses(self, codes: Tensor, num_books: Tensor, books: list[int]) -> Tensor:
-        """Nats of some books' codes: places (B, K, T) in class order, of which (B,) books are there -> (len(books), B, T)."""
+        """Nats of the codes of some books, in rising order.
+
+        Places in class order (B, K, T), of which (B,) books are there -> (len(books), B, T).
+        """
         previous = F.pad(codes[:, :, :-1], (1, 0), value=ABSENT)
         sums = self.contexts(previous, num_books)
         losses, done = [], 0
         for k in books:
             for j in range(done, k):
-                sums = sums + self._rows(self.here[j], codes[:, j])
+                sums = sums + self.books[j].add(codes[:, j], self.rounding)
+            losses.append(self.books[k](sums, previous[:, k], codes[:, k], self.rounding))
             done = k
-            losses.append(self._book(k, sums, previous[:, k], codes[:, k]))
         return torch.stack(losses)
 
     def contexts(self, previous: Tensor, num_books: Tensor) -> Tensor:
         """The codes before each frame (B, K, T) -> what the books start from (B, T, E)."""
-        x = sum(self._rows(table, torch.where(num_books[:, None] > k, previous[:, k], ABSENT))
-                for k, table in enumerate(self.input))
+        x = 0
+        for k, table in enumerate(self.input):
+            codes = torch.where(num_books[:, None] > k, previous[:, k], ABSENT)
+            x = x + _rounded(F.embedding(codes, table), _ACTIVATION, self.rounding)
         for layer in self.layers:
             x = x + layer(x, self.rounding)
-        context = F.linear(_normalised(x, self.rounding), self._matrix(self.context), self.context_bias).float()
-        return _stepped(context, _ACTIVATION, -math.inf, math.inf, self.rounding)
+        weights = _rounded(self.context, _WEIGHT, self.rounding)
+        sums = F.linear(_normalised(x, self.rounding), weights, self.context_bias)
+        return _rounded(sums.float(), _ACTIVATION, self.rounding)
 
-    def _book(self, k: int, sums: Tensor, previous: Tensor, codes: Tensor) -> Tensor:
-        inputs = _activation(sums + self._rows(self.before[k], previous), self.rounding)
-        hidden = F.linear(inputs, self._matrix(self.hidden[k]), self.hidden_bias[k])
-        hidden = _activation(hidden, self.rounding, 0).flatten(0, 1)
-        classes, members = codes.flatten() // MEMBERS, codes.flatten() % MEMBERS
-        scores = F.linear(hidden, self._matrix(self.classes[k]), self.class_bias[k])
+    @torch.no_grad()
+    def integers(self) -> dict[str, np.ndarray]:
+        """The integer model's tensors, all but `order`."""
+        parts = {}
+        for name, value in self.named_parameters():
+            kind = _kind(name)
+            steps = _EIGHT_BITS.get(kind, ATTENTION_STEPS if kind == "distance" else _PRODUCT)
+            value = np.rint(value.double().cpu().numpy() * steps)
+            if kind in ("class_bias", "member_bias"):      # scores begin at 0, and cutting them should round them
+                value += round((_RANGE + 0.5 / SCORE_STEPS) * _PRODUCT)
+            kept = "int8" if kind in _EIGHT_BITS else "int16" if kind == "distance" else "int32"
+            together = kind if name.startswith(("books.", "input.")) else name
+            parts.setdefault(together, []).append(value.astype(kept))
+        tensors = {name: np.stack(values) if _kind(name) in ("input", *_OF_BOOKS) else values[0]
+                   for name, values in parts.items()}
+        falling = np.exp(-np.arange(256) / ATTENTION_STEPS)
+        rising = np.exp(np.arange(2 * _RANGE * SCORE_STEPS) / SCORE_STEPS)
+        return tensors | {"attention_table": np.rint(255 * falling).astype(np.uint8),
+                          "count_table": np.rint(rising).astype(np.int32)}
+
+
+class _Book(nn.Module):
+    """One book: how its codes are predicted, and how they tell the books after it and the next frame."""
+
+    def __init__(self, config: EntropyConfig, detailed: bool):
+        super().__init__()
+        self.here = _table(BOOK_SIZE, config.head_width)
+        self.before = _table(BOOK_SIZE + 1, config.head_width)
+        self.hidden = _weight(config.head_hidden, config.head_width)
+        self.hidden_bias = _zeros(config.head_hidden)
+        self.register_parameter("class", nn.Parameter(0.02 * torch.randn(CLASSES, config.head_hidden)))
+        self.class_bias = _zeros(CLASSES)
+        if detailed:
+            self.member = nn.Parameter(0.02 * torch.randn(CLASSES, MEMBERS, config.head_hidden))
+            self.member_bias = _zeros(CLASSES, MEMBERS)
+        self.detailed = detailed
+
+    def add(self, codes: Tensor, rounding: bool) -> Tensor:
+        """Codes (B, T) -> what they add to the sums that later books start from (B, T, E)."""
+        return _rounded(F.embedding(codes, self.here), _ACTIVATION, rounding)
+
+    def forward(self, sums: Tensor, previous: Tensor, codes: Tensor, rounding: bool) -> Tensor:
+        """Sums (B, T, E), this book's codes one frame ago and now (B, T) -> nats (B, T)."""
+        inputs = sums + _rounded(F.embedding(previous, self.before), _ACTIVATION, rounding)
+        inputs = _activation(inputs, -LIMIT, rounding).flatten(0, 1)
+        hidden = F.linear(inputs, _rounded(self.hidden, _WEIGHT, rounding), self.hidden_bias)
+        hidden = _activation(hidden, 0, rounding)
+        places = codes.flatten()
+        classes, members = places // MEMBERS, places % MEMBERS
+        scores = F.linear(hidden, _rounded(getattr(self, "class"), _WEIGHT, rounding), self.class_bias)
         loss = F.cross_entropy(scores.float().clamp(-_RANGE, _RANGE), classes, reduction="none")
-        if k >= self.config.detailed_books:
+        if not self.detailed:
             return (loss + math.log(MEMBERS)).view_as(codes)
         order = classes.argsort()
         sizes = torch.bincount(classes, minlength=CLASSES).tolist()
-        scores = _Grouped.apply(hidden[order], self._matrix(self.members[k]).to(hidden.dtype), sizes)
-        scores = scores.float() + self.member_bias[k][classes[order]]
-        scores = scores.clamp(-_RANGE, _RANGE)
-        loss = loss.index_add(0, order, F.cross_entropy(scores, members[order], reduction="none"))
-        return loss.view_as(codes)
-
-    def _rows(self, table: Tensor, index: Tensor) -> Tensor:
-        return _stepped(F.embedding(index, table), _ACTIVATION, -LIMIT, LIMIT, self.rounding)
-
-    def _matrix(self, weight: Tensor) -> Tensor:
-        return _stepped(weight, _WEIGHT, -LIMIT, LIMIT, self.rounding)
-
-    def integers(self) -> dict[str, np.ndarray]:
-        """The integer model's tensors, all but `order`."""
-        steps = {"context": _WEIGHT, "hidden": _WEIGHT, "class": _WEIGHT, "member": _WEIGHT, "first": _WEIGHT,
-                 "second": _WEIGHT, "input": _ACTIVATION, "here": _ACTIVATION, "before": _ACTIVATION,
-                 "distance": ATTENTION_STEPS}
-        tensors = {}
-        for name, value in self.named_parameters():
-            name = name.replace("classes", "class").replace("members", "member")
-            kind = name.rpartition(".")[2]
-            value = np.rint(value.detach().double().cpu().numpy() * steps.get(kind, _PRODUCT))
-            if kind not in steps:
-                tensors[name] = value.astype(np.int32)
-            elif kind == "distance":
-                tensors[name] = value.clip(-1024, 1024).astype(np.int16)
-            else:
-                tensors[name] = value.clip(-LIMIT, LIMIT).astype(np.int8)
-        tensors["attention_table"] = np.rint(255 * np.exp(-np.arange(256) / ATTENTION_STEPS)).astype(np.uint8)
-        for name in ("class_bias", "member_bias"):
-            tensors[name] += round((_RANGE + 0.5 / SCORE_STEPS) * _PRODUCT)     # scores begin at 0; so cutting them rounds
-        tensors["count_table"] = np.rint(np.exp(np.arange(2 * _RANGE * SCORE_STEPS) / SCORE_STEPS)).astype(np.int32)
-        return tensors
+        weights = _rounded(self.member, _WEIGHT, rounding).to(hidden.dtype)
+        scores = _Grouped.apply(hidden[order], weights, sizes).float() + self.member_bias[classes[order]]
+        nats = F.cross_entropy(scores.clamp(-_RANGE, _RANGE), members[order], reduction="none")
+        return loss.index_add(0, order, nats).view_as(codes)
 
 
 class _Layer(nn.Module):
@@ -203,13 +233,14 @@ class _Layer(nn.Module):
     def forward(self, x: Tensor, rounding: bool) -> Tensor:
         """Residual values (B, T, D) -> what to add to them."""
         width = self.config.width
-        inner = F.linear(_normalised(x, rounding), _stepped(self.first, _WEIGHT, -LIMIT, LIMIT, rounding), self.first_bias)
-        attended = self._attend(_activation(inner[..., :3 * width], rounding), rounding)
-        inner = torch.cat([attended, _activation(inner[..., 3 * width:], rounding, 0)], -1)
-        outer = F.linear(inner, _stepped(self.second, _WEIGHT, -LIMIT, LIMIT, rounding), self.second_bias)
-        return _stepped(outer.float(), _RESIDUAL, -math.inf, math.inf, rounding)
+        inner = F.linear(_normalised(x, rounding), _rounded(self.first, _WEIGHT, rounding), self.first_bias)
+        attended = self._attend(_activation(inner[..., :3 * width], -LIMIT, rounding))
+        inner = torch.cat([_rounded(attended, _ACTIVATION, rounding),
+                           _activation(inner[..., 3 * width:], 0, rounding)], -1)
+        outer = F.linear(inner, _rounded(self.second, _WEIGHT, rounding), self.second_bias)
+        return _rounded(outer.float(), _RESIDUAL, rounding)
 
-    def _attend(self, inner: Tensor, rounding: bool) -> Tensor:
+    def _attend(self, inner: Tensor) -> Tensor:
         """Queries, keys and values (B, T, 3 D) -> (B, T, D). Blocks of one window look at themselves and the one before."""
         batch, frames, _ = inner.shape
         window, heads = self.config.window, self.config.heads
@@ -225,23 +256,19 @@ class _Layer(nn.Module):
         bias[:, 0, :, :window] = _MASKED
         weights = (queries @ keys.transpose(-1, -2) * ATTENTION_SCALE + bias).softmax(-1)
         attended = (weights.to(values.dtype) @ values).permute(0, 2, 3, 1, 4)
-        return _activation(attended.reshape(batch, -1, self.config.width)[:, :frames], rounding)
+        return attended.reshape(batch, -1, self.config.width)[:, :frames]
 
 
-class _Stepped(torch.autograd.Function):
-    """Limit, and round where asked; the gradient passes within the limits."""
+class _Rounded(torch.autograd.Function):
+    """Round to steps; the gradient passes straight through."""
 
     @staticmethod
-    def forward(ctx, x, steps, low, high, rounding):
-        ctx.save_for_backward((x >= low / steps) & (x <= high / steps))
-        if rounding:
-            return (x.float() * steps).round_().clamp_(low, high).div_(steps).to(x.dtype)
-        return x.clamp(low / steps, high / steps)
+    def forward(ctx, x, steps):
+        return x.mul(steps).round_().div_(steps)
 
     @staticmethod
     def backward(ctx, gradient):
-        inside, = ctx.saved_tensors
-        return gradient * inside, None, None, None, None
+        return gradient, None
 
 
 class _Grouped(torch.autograd.Function):
@@ -262,16 +289,16 @@ class _Grouped(torch.autograd.Function):
         return to_rows, to_weights, None
 
 
-def _stepped(x: Tensor, steps: int, low: float, high: float, rounding: bool) -> Tensor:
-    return _Stepped.apply(x, steps, low, high, rounding)
+def _rounded(x: Tensor, steps: int, rounding: bool) -> Tensor:
+    return _Rounded.apply(x, steps) if rounding else x
 
 
-def _activation(x: Tensor, rounding: bool, low: int = -LIMIT) -> Tensor:
-    return _Stepped.apply(x, _ACTIVATION, low, LIMIT, rounding)
+def _activation(x: Tensor, low: int, rounding: bool) -> Tensor:
+    return _rounded(F.hardtanh(x, low / _ACTIVATION, LIMIT / _ACTIVATION), _ACTIVATION, rounding)
 
 
 def _normalised(x: Tensor, rounding: bool) -> Tensor:
-    return _activation(x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6), rounding)
+    return _activation(x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6), -LIMIT, rounding)
 
 
 def _table(*shape: int) -> nn.Parameter:
@@ -286,11 +313,16 @@ def _zeros(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.zeros(shape))
 
 
+def _kind(name: str) -> str:
+    """The last word of a parameter's name."""
+    return re.sub(r"\.\d+$", "", name).rpartition(".")[2]
+
+
 def _groups(net: EntropyNet) -> list[dict]:
     """Weight decay for matrices; none for embeddings, biases and distances."""
-    decayed = ("first", "second", "context", "hidden", "classes", "members")
-    matrices = [value for name, value in net.named_parameters() if name.rpartition(".")[2] in decayed]
-    others = [value for name, value in net.named_parameters() if name.rpartition(".")[2] not in decayed]
+    matrices, others = [], []
+    for name, value in net.named_parameters():
+        (matrices if _EIGHT_BITS.get(_kind(name)) == _WEIGHT else others).append(value)
     return [{"params": matrices, "weight_decay": 0.02}, {"params": others, "weight_decay": 0.0}]
 
 
@@ -322,6 +354,7 @@ def _update(net: EntropyNet, optimizer: torch.optim.Optimizer, codes: Tensor, ge
     loss.backward()
     nn.utils.clip_grad_norm_(net.parameters(), 1.0)
     optimizer.step()
+    net.limit()
     return loss.item() / math.log(2)
 
 

@@ -1,4 +1,4 @@
-"""The stages of training, each resumable: reconstruction, adversarial, polish; then the entropy model on the frozen codes."""
+"""The stages of the codec's training, each resumable: reconstruction, adversarial, polish."""
 import copy
 import json
 import math
@@ -36,7 +36,7 @@ class TrainConfig:
     last_rate: float = 0.02                  # where the cosine ends, as a share of the first
     discriminator_rate: float = 3e-4
     weights: dict[str, float] = field(
-        default_factory=lambda: {"mel": 8.0, "complex": 1.0, "waveform": 1.0, "adversarial": 6.0})
+        default_factory=lambda: {"mel": 10.0, "complex": 1.0, "waveform": 1.0, "adversarial": 6.0})
     commitment: float = 0.1
     average_decay: float = 0.999             # of the moving average of weights
     compile: bool = True                     # fuse the networks' blocks; takes a minute or two to begin with
@@ -117,7 +117,8 @@ class Trainer:
             generator.encoder.load_state_dict(self.average.encoder.state_dict())
         learning = [p for p in generator.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(learning, betas=(0.8, 0.99), weight_decay=0.01, fused=True)
-        self.critic_optimizer = torch.optim.AdamW(self.critic.parameters(), betas=(0.5, 0.9), weight_decay=0, fused=True)
+        self.critic_optimizer = torch.optim.AdamW(
+            self.critic.parameters(), betas=(0.5, 0.9), weight_decay=0, fused=True)
 
     def progress(self) -> float:
         """How far the present stage has come, 0 to 1."""
@@ -125,7 +126,7 @@ class Trainer:
         return min(1.0, done / self.lengths[self.stage])
 
     def fit(self) -> None:
-        """Train until the last stage ends; checkpoints every few minutes, and one line of metrics every hundred updates.
+        """Train until the last stage ends; checkpoints every few minutes, a line of metrics every hundred updates.
 
         Ctrl-C saves before it passes on.
         """

@@ -14,8 +14,8 @@ _SILENCE = 1e-3              # mean magnitude under which a relative error stops
 class SpectralDistance(nn.Module):
     """Multi-scale log10-mel L1 and complex compressed STFT L1, which share their transforms.
 
-    The mel term alone leaves phase unlearned; the complex term, on spectra whose magnitudes are raised to 0.5, teaches it.
-    Kumar et al.: "High-fidelity audio compression with improved RVQGAN", 2023 (mel windows 64 to 2048, hop a quarter).
+    The mel term alone leaves phase unlearned; the complex term, on spectra of magnitudes raised to 0.5, teaches it.
+    Kumar et al.: "High-fidelity audio compression with improved RVQGAN", 2023 (windows 64 to 2048, hop a quarter).
     """
 
     def __init__(self, sample_rate: int, windows=(64, 128, 256, 512, 1024, 2048), complex_windows=(512, 2048)):

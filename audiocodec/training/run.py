@@ -34,7 +34,8 @@ def train(sources: list[Path], run: Path, *, minutes: float, config: TrainConfig
         device = "cuda" if torch.cuda.is_available() else "cpu"
     last = run / "last.pt"
     if last.exists() != resume:
-        raise NacError(f"{last}: " + ("nothing to resume" if resume else "a run is there already; --resume goes on with it"))
+        problem = "nothing to resume" if resume else "a run is there already; --resume goes on with it"
+        raise NacError(f"{last}: {problem}")
     run.mkdir(parents=True, exist_ok=True)
     rate = config.model.sample_rate
     shards = [Shard.open(source if source.suffix == ".npy" else pack(source, run / "shards" / f"{at}.npy", rate))
