@@ -135,13 +135,19 @@ def _load_middle(path: Path, seconds: float) -> np.ndarray:
 
 def nac(kbps: float, model: str) -> Codec:
     """nac itself, at a ceiling in kbps, with weights given by name or path."""
-    return Codec(f"nac {kbps:g}", partial(_nac_encode, kbps, model), partial(_nac_decode, model))
+    return Codec(f"nac {kbps:g}", partial(_nac_encode, model, kbps=kbps), partial(_nac_decode, model))
 
 
-def _nac_encode(kbps: float, model: str, samples: np.ndarray) -> bytes:
+def nac_books(codebooks: int, model: str) -> Codec:
+    """nac with a fixed count of codebooks."""
+    return Codec(f"nac {codebooks} books", partial(_nac_encode, model, codebooks=codebooks),
+                 partial(_nac_decode, model))
+
+
+def _nac_encode(model: str, samples: np.ndarray, **rate) -> bytes:
     from audiocodec import codec
 
-    return codec.encode(samples[None], SAMPLE_RATE, kbps, model=model)
+    return codec.encode(samples[None], SAMPLE_RATE, model=model, **rate)
 
 
 def _nac_decode(model: str, data: bytes) -> np.ndarray:
@@ -300,6 +306,7 @@ def _names(allowed, context, parameter, text: str) -> list[str]:
 @click.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--kbps", default="1.5,3,6,12,24", show_default=True, callback=_numbers, help="Rates of nac.")
+@click.option("--codebooks", default="", callback=_numbers, help="Fixed counts of codebooks of nac, besides.")
 @click.option("--peers", multiple=True, callback=_peers, help="Other codecs: opus:KBPS,KBPS,...")
 @click.option("--model", default="nac-24k", show_default=True, help="Weights, by name or path.")
 @click.option("--kinds", default="speech,music", show_default=True,
@@ -309,9 +316,9 @@ def _names(allowed, context, parameter, text: str) -> list[str]:
               callback=partial(_names, tuple(METRICS)), help=f"Scores, of {','.join(METRICS)}.")
 @click.option("--csv", "target", type=click.Path(dir_okay=False, path_type=Path), help="Keep all rows.")
 @click.option("-j", "--jobs", default=1, show_default=True, type=click.IntRange(1), help="Worker processes.")
-def main(folder, kbps, peers, model, kinds, clips, names, target, jobs):
+def main(folder, kbps, codebooks, peers, model, kinds, clips, names, target, jobs):
     """Score nac, and other codecs beside it, on clips of the recordings in FOLDER; print a table."""
-    codecs = [nac(rate, model) for rate in kbps] + peers
+    codecs = [nac(rate, model) for rate in kbps] + [nac_books(int(count), model) for count in codebooks] + peers
     chosen = [clip for kind in kinds for clip in choose_clips(folder, kind, clips)]
     if not chosen:
         raise click.ClickException(f"{folder}: no audio of 8 s under folders named {' or '.join(kinds)}")

@@ -7,6 +7,7 @@ normalization", NeurIPS 2019.
 
 Inside this module tensors run (batch, frames, channels): all work is then large matrix products over rows.
 """
+import math
 from dataclasses import dataclass
 
 import torch
@@ -35,6 +36,11 @@ class ModelConfig:
     expansion: int = 3
     num_books: int = 32
     book_size: int = 1024       # entries of one codebook
+
+    @property
+    def bits_per_book(self) -> float:
+        """What one codebook takes in bit/s before entropy coding."""
+        return self.sample_rate / self.hop * math.log2(self.book_size)
 
     def frames(self, num_samples: int) -> int:
         """Frames needed to rebuild `num_samples` samples: every block and one more for the overlap."""

@@ -1,7 +1,7 @@
-"""Codes <-> payload, by two coders with the same two methods: plain 10-bit packing, and range coding with a model's tables.
+"""Codes <-> payload: two coders with the same two methods, plain 10-bit packing and range coding by a model.
 
-Range coding: Martin: "Range encoding: an algorithm for removing redundancy from a digitised message", 1979, as in the
-constriction library (Bamler, 2022).
+Martin: "Range encoding: an algorithm for removing redundancy from a digitised message", 1979; Bamler: "Understanding
+entropy coding with asymmetric numeral systems", 2022 (the constriction library).
 """
 import constriction
 import numpy as np
@@ -10,31 +10,32 @@ from audiocodec.entropy import ABSENT, BOOK_SIZE, MAX_FRAMES, EntropyModel
 from audiocodec.errors import FormatError
 
 Categorical = constriction.stream.model.Categorical
-RangeDecoder, RangeEncoder = constriction.stream.queue.RangeDecoder, constriction.stream.queue.RangeEncoder
+RangeDecoder = constriction.stream.queue.RangeDecoder
+RangeEncoder = constriction.stream.queue.RangeEncoder
 
 CODE_BITS = 10
-_TABLES = Categorical(perfect=False)     # counts that sum to 2**24 less one each are then taken as they are
-_STATE_BITS = 64                         # of constriction's coder, which writes words of 32 bits
-_TOGETHER = 16                           # sequences coded at once
+_STATE_BITS = 64               # of constriction's coder, whose words have 32
+_ENCODED_TOGETHER = 8          # sequences at once: all their tables are in memory
+_DECODED_TOGETHER = 16
 
 
 class PackedCoder:
-    """Each code as it is: frames in order, books in order, 10 bits each, the highest first; zero bits fill the last byte."""
+    """Each code as it is: frames in order, books in order, 10 bits, the highest first; zero bits fill the last byte."""
 
     def encode(self, codes: list[np.ndarray]) -> list[bytes]:
         """Codes (K, T) of each sequence -> payloads."""
         return [_pack(sequence) for sequence in codes]
 
     def decode(self, payloads: list[bytes], shapes: list[tuple[int, int]]) -> list[np.ndarray]:
-        """Payloads and the shapes (K, T) of their codes -> codes int64. Raises FormatError."""
+        """Payloads and the shapes (K, T) of their codes -> codes, int64. Raises FormatError."""
         return [_unpack(payload, *shape) for payload, shape in zip(payloads, shapes, strict=True)]
 
 
 class RangeCoder:
-    """Each code by the tables of an entropy model, class then member, frames in order, books in order.
+    """Each code by the tables of an entropy model: frames in order, books in order, class then member.
 
-    A payload is the coder's words from the highest byte down, cut after the last byte that matters: a decoder reads
-    zeros after its end.
+    A payload is the coder's words, each from its highest byte down, cut after the last byte that matters; a decoder
+    reads zeros from there on.
     """
 
     def __init__(self, model: EntropyModel):
@@ -42,21 +43,22 @@ class RangeCoder:
 
     def encode(self, codes: list[np.ndarray]) -> list[bytes]:
         """Codes (K, T) of each sequence, at most 512 frames -> payloads."""
-        return [payload for start in range(0, len(codes), _TOGETHER)
-                for payload in self._encode(codes[start:start + _TOGETHER])]
+        groups = (codes[i:i + _ENCODED_TOGETHER] for i in range(0, len(codes), _ENCODED_TOGETHER))
+        return [payload for group in groups for payload in self._encode(group)]
 
     def decode(self, payloads: list[bytes], shapes: list[tuple[int, int]]) -> list[np.ndarray]:
-        """Payloads and the shapes (K, T) of their codes -> codes int64.
+        """Payloads and the shapes (K, T) of their codes -> codes, int64.
 
-        Raises FormatError where a payload cannot be of that shape. Not every damage shows: checksums are the container's
-        task.
+        Raises FormatError for shapes that the model cannot have coded, and for words that no encoder writes. Other
+        damage gives other codes: checksums are the container's task.
         """
+        most = self.model.config.num_books
         for books, frames in shapes:
-            if not 1 <= books <= self.model.config.num_books or not 0 <= frames <= MAX_FRAMES:
-                raise FormatError(f"{books} codebooks of {frames} frames; the entropy model reads 1 to "
-                                  f"{self.model.config.num_books} of at most {MAX_FRAMES}")
-        return [codes for start in range(0, len(payloads), _TOGETHER)
-                for codes in self._decode(payloads[start:start + _TOGETHER], shapes[start:start + _TOGETHER])]
+            if not (1 <= books <= most and 0 <= frames <= MAX_FRAMES):
+                raise FormatError(f"{frames} frames of {books} codebooks; expected at most {MAX_FRAMES} of 1-{most}")
+        pairs = list(zip(payloads, shapes, strict=True))
+        groups = (pairs[i:i + _DECODED_TOGETHER] for i in range(0, len(pairs), _DECODED_TOGETHER))
+        return [codes for group in groups for codes in self._decode(*zip(*group))]
 
     def _encode(self, codes: list[np.ndarray]) -> list[bytes]:
         num_books, num_frames = np.array([sequence.shape for sequence in codes]).T
@@ -64,10 +66,10 @@ class RangeCoder:
         for row, sequence in zip(padded, codes):
             row[:sequence.shape[0], :sequence.shape[1]] = sequence
         payloads = []
-        for counts, symbols, sequence in zip(*self.model.tables(padded, num_books), codes):
-            books, frames = sequence.shape
+        for counts, symbols, books, frames in zip(*self.model.tables(padded, num_books), num_books, num_frames):
+            counts = counts[:frames, :books].reshape(-1, counts.shape[-1])
             encoder = RangeEncoder()
-            encoder.encode(symbols[:frames, :books].ravel(), _TABLES, counts[:frames, :books].reshape(-1, counts.shape[-1]))
+            encoder.encode(symbols[:frames, :books].ravel(), Categorical(perfect=False), counts)
             payloads.append(_shortest(encoder))
         return payloads
 
@@ -75,22 +77,20 @@ class RangeCoder:
         num_books, num_frames = np.array(shapes).T
         codes = np.zeros((len(shapes), num_books.max(), num_frames.max()), np.int64)
         decoders = [RangeDecoder(_words(payload)) for payload in payloads]
-        spare = RangeDecoder(_words(b""))      # decodes the codes that a sequence lacks, to be cut off again
+        spare = RangeDecoder(_words(b""))      # for codes that a sequence lacks, which are cut off in the end
         state = self.model.start(num_books)
         previous = np.full(codes.shape[:2], ABSENT)
-        try:
-            for t in range(codes.shape[2]):
-                sums = self.model.contexts(state, previous[:, :, None])[:, 0]
-                for k in range(codes.shape[1]):
-                    lineup = [decoder if k < books and t < frames else spare
-                              for decoder, (books, frames) in zip(decoders, shapes)]
-                    hidden = self.model.hidden(k, sums, previous[:, k])
-                    classes = _next(lineup, self.model.class_counts(k, hidden))
-                    members = _next(lineup, self.model.member_counts(k, hidden, classes))
-                    codes[:, k, t] = previous[:, k] = found = self.model.join(k, classes, members)
-                    self.model.add(k, sums, found)
-        except AssertionError as error:        # what constriction raises for words that no encoder writes
-            raise FormatError(f"a payload is damaged ({error})") from None
+        for t in range(codes.shape[2]):
+            sums = self.model.contexts(state, previous[:, :, None])[:, 0]
+            for k in range(codes.shape[1]):
+                line_up = [decoder if k < books and t < frames else spare
+                           for decoder, (books, frames) in zip(decoders, shapes)]
+                hidden = self.model.hidden(k, sums, previous[:, k])
+                classes = _next(line_up, self.model.class_counts(k, hidden))
+                members = _next(line_up, self.model.member_counts(k, hidden, classes))
+                previous[:, k] = self.model.join(k, classes, members)
+                self.model.add(k, sums, previous[:, k])
+            codes[:, :, t] = previous
         return [sequence[:books, :frames] for sequence, (books, frames) in zip(codes, shapes)]
 
 
@@ -100,35 +100,39 @@ def _pack(codes: np.ndarray) -> bytes:
 
 
 def _unpack(payload: bytes, books: int, frames: int) -> np.ndarray:
-    bits = books * frames * CODE_BITS
-    if len(payload) != -(-bits // 8):
-        raise FormatError(f"{len(payload)} bytes of packed codes; expected {-(-bits // 8)}")
-    found = np.unpackbits(np.frombuffer(payload, np.uint8))
-    if found[bits:].any():
-        raise FormatError("packed codes go on after the last code")
-    values = found[:bits].reshape(frames, books, CODE_BITS) @ (BOOK_SIZE >> np.arange(1, CODE_BITS + 1))
-    return np.ascontiguousarray(values.T)
+    size = books * frames * CODE_BITS
+    if len(payload) != (size + 7) // 8:
+        raise FormatError(f"{len(payload)} bytes of packed codes; expected {(size + 7) // 8}")
+    bits = np.unpackbits(np.frombuffer(payload, np.uint8))
+    if bits[size:].any():
+        raise FormatError("bits that are not zero after the last packed code")
+    codes = bits[:size].reshape(frames, books, CODE_BITS) @ (BOOK_SIZE >> np.arange(1, CODE_BITS + 1))
+    return np.ascontiguousarray(codes.T)
 
 
 def _next(decoders: list[RangeDecoder], counts: np.ndarray) -> np.ndarray:
-    """Decode one symbol from each decoder with its row of counts (S, V) -> (S,)."""
-    return np.array([decoder.decode(Categorical(row, lazy=True, perfect=False)) for decoder, row in zip(decoders, counts)])
+    """Decode one symbol from each decoder, by its row of the counts (S, V) -> (S,)."""
+    try:
+        return np.array([decoder.decode(Categorical(row, lazy=True, perfect=False))
+                         for decoder, row in zip(decoders, counts)])
+    except AssertionError as error:            # constriction's answer to words that no encoder writes
+        raise FormatError(f"a damaged payload ({error})") from None
 
 
 def _words(payload: bytes) -> np.ndarray:
-    """A payload as the coder's words, with zeros for the bytes cut off."""
-    return np.frombuffer(payload.ljust(-(-len(payload) // 4) * 4, b"\0"), ">u4").astype(np.uint32)
+    """A payload as the coder's words, with zeros for the bytes that were cut off."""
+    whole = payload + bytes(-len(payload) % 4)
+    return np.frombuffer(whole, ">u4").astype(np.uint32)
 
 
 def _shortest(encoder: RangeEncoder) -> bytes:
-    """The fewest bytes that decode, zeros after them, to what went into the encoder.
+    """The fewest bytes that decode, with zeros after them, to what went into the encoder.
 
-    Any number from `low` to `low + width` does, where these follow the words already written; take the roundest.
+    What it has left to say is any one number of its interval, from `low` on and `width` wide: take the roundest.
     """
-    words = encoder.get_compressed()
     written, (low, width) = encoder.pos()
     size = written * 4 + _STATE_BITS // 8
-    number = int.from_bytes(words.astype(">u4").tobytes().ljust(size, b"\0"), "big")
+    number = int.from_bytes(encoder.get_compressed().astype(">u4").tobytes().ljust(size, b"\0"), "big")
     lowest = number - (number - low) % (1 << _STATE_BITS)
     for kept in range(written * 4, size + 1):
         unit = 1 << 8 * (size - kept)

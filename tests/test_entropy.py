@@ -14,8 +14,8 @@ from audiocodec import weights
 from audiocodec.entropy import BOOK_SIZE, TOTAL, EntropyConfig, EntropyModel, counts
 from audiocodec.errors import ModelError
 
-TINY = EntropyConfig(num_books=6, detailed_books=4, context_books=3, layers=2, width=32, heads=2, feed_forward=48,
-                     window=10, head_width=24, head_hidden=16)
+TINY = EntropyConfig(num_books=6, detailed_books=4, context_books=3, layers=2, width=32, heads=2,
+                     feed_forward=48, window=10, head_width=24, head_hidden=16)
 KERNELS = ("Prescott", "Nehalem", "Sandybridge", "Haswell", "Zen", "SkylakeX")
 
 
@@ -83,8 +83,8 @@ def test_one_two_and_eight_sequences_at_once_give_the_same_tables(model):
     codes, num_books = random_codes((8, books, 30)), np.arange(8) % books + 1
     digests = set()
     for together in (1, 2, 8):
-        parts = [model.tables(codes[i:i + together], num_books[i:i + together])[0] for i in range(0, 8, together)]
-        digests.add(digest(np.concatenate(parts)))
+        groups = np.split(np.arange(8), 8 // together)
+        digests.add(digest(np.concatenate([model.tables(codes[group], num_books[group])[0] for group in groups])))
     assert len(digests) == 1
 
 
@@ -105,9 +105,9 @@ def test_released_tables_agree_with_a_plain_integer_reference():
     assert digest(model.tables(codes, np.array([8]))[0]) == digest(expected)
 
 
-@pytest.mark.parametrize("setting", [{"OPENBLAS_NUM_THREADS": "2"}] + [{"OPENBLAS_CORETYPE": name} for name in KERNELS])
+@pytest.mark.parametrize("setting", [("OPENBLAS_NUM_THREADS", "2"), *(("OPENBLAS_CORETYPE", k) for k in KERNELS)])
 def test_every_kernel_set_and_thread_count_gives_the_same_tables(setting, expected_at_full_size):
-    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", **setting}
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", **dict([setting])}
     done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True)
     if done.returncode == -signal.SIGILL:
         pytest.skip("this processor lacks the instructions")
@@ -150,7 +150,7 @@ def test_cost_adds_up_the_chosen_frequencies():
 
 def test_counts_of_a_hand_worked_table():
     found = counts(np.float32([[2.5, 2, -90], [900, 1, 0]]), np.float64([1, 2, 5]))
-    # weights 5, 5, 1: 5/11 of 16777213 is 7626005.9, 1/11 is 1525201.2, two left over; weights 5, 2, 1 of 8 likewise
+    # weights 5, 5, 1: 5/11 of 16777213 is 7626005.9, 1/11 is 1525201.2, two left over; then 5, 2, 1 likewise
     assert found.tolist() == [[7626007, 7626005, 1525201], [10485759, 4194303, 2097151]]
 
 
@@ -185,6 +185,37 @@ def test_tensors_that_do_not_fit_are_refused():
         EntropyModel(large, random_tensors(large))
 
 
+def test_training_ends_in_an_integer_model_that_does_what_its_twin_does():
+    torch = pytest.importorskip("torch")
+    from audiocodec.training import entropy as training
+    rng = np.random.default_rng(0)
+    codebooks = rng.normal(size=(6, BOOK_SIZE, 5)).astype(np.float32)
+    codes = np.cumsum(rng.integers(0, 3, (6, 1500)), 1) % BOOK_SIZE
+    config, tensors, report = training.train_entropy([codes], codebooks, config=TINY, updates=12, batch=2, rate=0.02)
+    model = EntropyModel(config, tensors)
+    assert len(config.answer) == 64 and np.mean(report["integer"]) < 9.9
+    assert report["integer"] == pytest.approx(report["float"], rel=0.02)
+
+    net = training.EntropyNet(TINY)
+    net.start_from(codebooks, training.class_ranks(codebooks))
+    net.layers[0].second.data.normal_(0, 0.2)
+    for book in net.books:
+        torch.nn.init.normal_(getattr(book, "class"), 0, 0.5)
+    net.rounding, net.layers[1].distance.data[:, 3] = True, 0.5
+    model = EntropyModel(TINY, net.integers() | {"order": training.class_ranks(codebooks).astype(np.int16)})
+    stream = training._stream([codes[:, :300]], training.class_ranks(codebooks))
+    twin, integer = training.twin_bits(net, stream, "cpu"), training.integer_bits(model, stream)
+    assert integer == pytest.approx(twin, rel=2e-3)
+
+
+def test_class_ranks_number_similar_entries_alike():
+    from audiocodec.training.entropy import class_ranks
+    line = np.random.default_rng(0).permutation(BOOK_SIZE)
+    ranks, = class_ranks(line[None, :, None].astype(np.float32))
+    assert sorted(ranks) == list(range(BOOK_SIZE))
+    assert all(np.ptp(line[ranks // 32 == group]) == 31 for group in range(32))
+
+
 # The reference: int64 and Python integers only, one sequence, one frame and one value after the other.
 
 def reference_tables(config, tensors, codes, num_books):
@@ -206,7 +237,8 @@ def reference_tables(config, tensors, codes, num_books):
             hidden = nearest(tensors["hidden"][k] @ inputs + tensors["hidden_bias"][k], 128).clip(0, 127)
             place = tensors["order"][k, codes[k, t]]
             symbols[t, k] = divmod(place, 32)
-            tables[t, k, 0] = reference_counts(tensors, tensors["class"][k] @ hidden + tensors["class_bias"][k])
+            scores = tensors["class"][k] @ hidden + tensors["class_bias"][k]
+            tables[t, k, 0] = reference_counts(tensors, scores)
             if k < config.detailed_books:
                 group = place // 32
                 scores = tensors["member"][k, group] @ hidden + tensors["member_bias"][k, group]

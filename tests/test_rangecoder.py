@@ -10,8 +10,8 @@ from audiocodec.errors import FormatError
 from audiocodec.rangecoder import PackedCoder, RangeCoder
 from test_entropy import random_tensors
 
-CONFIG = EntropyConfig(num_books=32, detailed_books=5, context_books=3, layers=1, width=16, heads=2, feed_forward=16,
-                       window=8, head_width=8, head_hidden=8)
+CONFIG = EntropyConfig(num_books=32, detailed_books=5, context_books=3, layers=1, width=16, heads=2,
+                       feed_forward=16, window=8, head_width=8, head_hidden=8)
 MODEL = EntropyModel(CONFIG, random_tensors(CONFIG))
 PACKED, RANGE = PackedCoder(), RangeCoder(MODEL)
 SHAPES = st.lists(st.tuples(st.integers(1, 32), st.integers(0, 12)), min_size=1, max_size=20)
@@ -28,8 +28,8 @@ def random_codes(shapes, seed):
 def test_codes_come_back(coder, shapes, seed):
     codes = random_codes(shapes, seed)
     found = coder.decode(coder.encode(codes), shapes)
-    assert all(before.shape == after.shape and (before == after).all() for before, after in zip(codes, found, strict=True))
-    assert all(after.dtype == np.int64 for after in found)
+    for before, after in zip(codes, found, strict=True):
+        assert after.dtype == np.int64 and np.array_equal(before, after)
 
 
 @pytest.mark.parametrize("coder", [PACKED, RANGE], ids=["packed", "range"])
@@ -49,7 +49,7 @@ def test_payloads_do_not_depend_on_what_is_coded_beside_them(coder):
 
 
 def test_packed_layout_of_a_hand_worked_example():
-    codes = np.array([[1, 1023], [512, 2]])      # frame 0: 0000000001 1000000000, frame 1: 1111111111 0000000010
+    codes = np.array([[1, 1023], [512, 2]])      # first 0000000001 1000000000, then 1111111111 0000000010
     assert PACKED.encode([codes]) == [bytes([0b00000000, 0b01100000, 0b00001111, 0b11111100, 0b00000010])]
     assert PACKED.encode([np.array([[1023]])]) == [bytes([0b11111111, 0b11000000])]
     assert PACKED.encode([np.zeros((8, 0), int)]) == [b""]
@@ -63,11 +63,11 @@ def test_a_range_payload_is_as_short_as_the_tables_allow():
 
 
 def test_constriction_takes_counts_as_they_are():
-    """Its frequencies are our counts plus one each: the first symbol's share of 2**24 says which bits decode to it."""
+    """Frequencies are counts plus one each: of 2**24 parts the first six decode to the first symbol here."""
     counts = np.float64([[5, 2**24 - 2 - 5]])
-    words = [np.array([point << 8], np.uint32) for point in (5, 6)]      # below, and at, the sixth of 2**24 parts
     tables = constriction.stream.model.Categorical(perfect=False)
-    assert [constriction.stream.queue.RangeDecoder(word).decode(tables, counts)[0] for word in words] == [0, 1]
+    decoders = [constriction.stream.queue.RangeDecoder(np.array([part << 8], np.uint32)) for part in (5, 6)]
+    assert [decoder.decode(tables, counts)[0] for decoder in decoders] == [0, 1]
 
 
 def test_packed_payloads_of_another_length_are_refused():

@@ -1,8 +1,9 @@
 """How the entropy model learns: a float twin of audiocodec/entropy.py, then the same with rounding, then integers.
 
-The twin limits every value from the start as the integer model will, so that rounding is the only thing left to get used
-to; gradients pass straight through it. Bengio et al.: "Estimating or propagating gradients through stochastic neurons",
-2013; Jacob et al.: "Quantization and training of neural networks for efficient integer-arithmetic-only inference", 2018.
+The twin limits every value from the start as the integer model will, so rounding is all that is left to get used to;
+gradients pass straight through it. Bengio et al.: "Estimating or propagating gradients through stochastic neurons",
+2013; Jacob et al.: "Quantization and training of neural networks for efficient integer-arithmetic-only inference",
+2018.
 """
 import math
 import re
@@ -30,51 +31,48 @@ _MASKED = -1e4
 
 
 def train_entropy(codes: list[np.ndarray], codebooks: np.ndarray, *, valid: list[np.ndarray] | None = None,
-                  config: EntropyConfig = EntropyConfig(), minutes: float | None = None, updates: int | None = None,
-                  batch: int = 8, rate: float = 3e-3, float_share: float = 0.75, seed: int = 0,
-                  device: str = "cpu", progress=None) -> tuple[EntropyConfig, dict[str, np.ndarray], dict]:
-    """Train on code arrays (K, T) of the books `codebooks` (K, 1024, D), for so many minutes or updates.
+                  config: EntropyConfig = EntropyConfig(), minutes: float | None = None,
+                  updates: int | None = None, batch: int = 8, rate: float = 3e-3, float_share: float = 0.75,
+                  seed: int = 0, device: str = "cpu",
+                  progress=None) -> tuple[EntropyConfig, dict[str, np.ndarray], dict]:
+    """Train on code arrays (K, T) of codebooks (K, 1024, D), for so many minutes or so many updates.
 
-    Returns the configuration with its answer, the integer tensors, and a report: bits per code of the first n books for
-    the float twin and for the integer model on `valid` (by default the last twentieth of the codes), and their ratio.
-    `progress(share_done, bits)` is called after every update.
+    Returns the configuration with its answer, the integer tensors, and a report: bits per code of each book on the
+    `valid` arrays (by default the last twentieth of the codes), for the integer model and for its twin without any
+    rounding. `progress(share_done, bits)` is called after every update. Rounding begins at `float_share`.
     """
     torch.manual_seed(seed)
     ranks = class_ranks(codebooks[:config.num_books])
     stream = _stream(codes, ranks)
-    held_out = stream[:, -max(MAX_FRAMES, stream.shape[1] // 20):] if valid is None else _stream(valid, ranks)
     if valid is None:
-        stream = stream[:, :-held_out.shape[1]]
+        stream, held_out = stream.split([stream.shape[1] * 19 // 20, -(-stream.shape[1] // 20)], 1)
+    else:
+        held_out = _stream(valid, ranks)
     net = EntropyNet(config)
     net.start_from(codebooks, ranks)
     net.to(device)
     optimizer = torch.optim.AdamW(_groups(net), lr=rate, betas=(0.9, 0.98), fused=True)
     generator = torch.Generator().manual_seed(seed)
-    report, started, update = {}, time.monotonic(), 0
-    while True:
-        share = update / updates if updates else (time.monotonic() - started) / (60 * minutes)
-        if share >= float_share and not net.rounding:
-            report["float"] = float_bits(net, held_out, device)
-            net.rounding = True
-            started += 0 if updates else time.monotonic() - started - 60 * minutes * share
-        if share >= 1:
-            break
+    started, update, share = time.monotonic(), 0, 0.0
+    while share < 1:
+        net.rounding = share >= float_share
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1, (update + 1) / 100) * (0.51 + 0.49 * math.cos(math.pi * share))
         bits = _update(net, optimizer, _draw(stream, batch, generator).to(device), generator)
         update += 1
+        share = update / updates if updates else (time.monotonic() - started) / (60 * minutes)
         if progress:
-            progress(share, bits)
-    tensors = net.integers()
-    tensors["order"] = ranks.astype(np.int16)
-    config = replace(config, answer=EntropyModel(replace(config, answer=""), tensors).answer())
-    report["integer"] = integer_bits(EntropyModel(config, tensors), held_out)
-    report["ratio"] = [i / f for i, f in zip(report["integer"], report["float"])]
-    return config, tensors, report | {"updates": update}
+            progress(min(share, 1.0), bits)
+    net.rounding = False
+    tensors = net.integers() | {"order": ranks.astype(np.int16)}
+    answer = EntropyModel(replace(config, answer=""), tensors).answer()
+    model = EntropyModel(replace(config, answer=answer), tensors)
+    report = {"updates": update, "float": twin_bits(net, held_out, device), "integer": integer_bits(model, held_out)}
+    return model.config, tensors, report
 
 
 def class_ranks(codebooks: np.ndarray) -> np.ndarray:
-    """Number each book's entries so that neighbours are similar: (K, 1024, D) -> place of each entry, (K, 1024).
+    """Number each book's entries so that neighbours are similar: (K, 1024, D) -> places of entries (K, 1024).
 
     A book is halved ten times over, each part at the median of its first principal component.
     """
@@ -82,7 +80,8 @@ def class_ranks(codebooks: np.ndarray) -> np.ndarray:
     order = np.tile(np.arange(size), (books, 1))
     parts = 1
     while parts < size:
-        vectors = np.take_along_axis(codebooks, order[..., None], 1).reshape(books, parts, -1, dim).astype(np.float64)
+        vectors = np.take_along_axis(codebooks, order[..., None], 1).astype(np.float64)
+        vectors = vectors.reshape(books, parts, -1, dim)
         vectors -= vectors.mean(2, keepdims=True)
         axes = vectors[:, :, :1].swapaxes(2, 3)                      # (K, parts, D, 1)
         for _ in range(20):                                          # power iteration
@@ -133,7 +132,7 @@ class EntropyNet(nn.Module):
     def losses(self, codes: Tensor, num_books: Tensor, books: list[int]) -> Tensor:
         """Nats of the codes of some books, in rising order.
 
-        Places in class order (B, K, T), of which (B,) books are there -> (len(books), B, T).
+        Places in class order (B, K, T), of which (B, 1) books are there -> (len(books), B, T).
         """
         previous = F.pad(codes[:, :, :-1], (1, 0), value=ABSENT)
         sums = self.contexts(previous, num_books)
@@ -149,7 +148,7 @@ class EntropyNet(nn.Module):
         """The codes before each frame (B, K, T) -> what the books start from (B, T, E)."""
         x = 0
         for k, table in enumerate(self.input):
-            codes = torch.where(num_books[:, None] > k, previous[:, k], ABSENT)
+            codes = torch.where(num_books > k, previous[:, k], ABSENT)
             x = x + _rounded(F.embedding(codes, table), _ACTIVATION, self.rounding)
         for layer in self.layers:
             x = x + layer(x, self.rounding)
@@ -165,7 +164,7 @@ class EntropyNet(nn.Module):
             kind = _kind(name)
             steps = _EIGHT_BITS.get(kind, ATTENTION_STEPS if kind == "distance" else _PRODUCT)
             value = np.rint(value.double().cpu().numpy() * steps)
-            if kind in ("class_bias", "member_bias"):      # scores begin at 0, and cutting them should round them
+            if kind in ("class_bias", "member_bias"):      # scores begin at 0, and cutting rounds them
                 value += round((_RANGE + 0.5 / SCORE_STEPS) * _PRODUCT)
             kept = "int8" if kind in _EIGHT_BITS else "int16" if kind == "distance" else "int32"
             together = kind if name.startswith(("books.", "input.")) else name
@@ -241,7 +240,10 @@ class _Layer(nn.Module):
         return _rounded(outer.float(), _RESIDUAL, rounding)
 
     def _attend(self, inner: Tensor) -> Tensor:
-        """Queries, keys and values (B, T, 3 D) -> (B, T, D). Blocks of one window look at themselves and the one before."""
+        """Queries, keys and values (B, T, 3 D) -> (B, T, D).
+
+        Blocks of one window's length look at themselves and at the block before.
+        """
         batch, frames, _ = inner.shape
         window, heads = self.config.window, self.config.heads
         inner = F.pad(inner, (0, 0, 0, -frames % window))
@@ -251,8 +253,8 @@ class _Layer(nn.Module):
         distance = torch.arange(window, 2 * window, device=inner.device)[:, None] \
             - torch.arange(2 * window, device=inner.device)
         seen = (distance >= 0) & (distance < window)
-        bias = torch.where(seen, self.distance[:, distance.clamp(0, window - 1)], _MASKED)[:, None].repeat(
-            1, blocks.shape[3], 1, 1)
+        bias = torch.where(seen, self.distance[:, distance.clamp(0, window - 1)], _MASKED)
+        bias = bias[:, None].repeat(1, blocks.shape[3], 1, 1)
         bias[:, 0, :, :window] = _MASKED
         weights = (queries @ keys.transpose(-1, -2) * ATTENTION_SCALE + bias).softmax(-1)
         attended = (weights.to(values.dtype) @ values).permute(0, 2, 3, 1, 4)
@@ -328,8 +330,8 @@ def _groups(net: EntropyNet) -> list[dict]:
 
 def _stream(codes: list[np.ndarray], ranks: np.ndarray) -> Tensor:
     """Code arrays (K, T) end to end, as places in class order: int16 (K, N)."""
-    joined = np.concatenate([array[:len(ranks)] for array in codes], 1)
-    return torch.from_numpy(np.stack([rank[row] for rank, row in zip(ranks, joined)]).astype(np.int16))
+    rows = [rank[np.concatenate([array[k] for array in codes])] for k, rank in enumerate(ranks.astype(np.int16))]
+    return torch.from_numpy(np.stack(rows))
 
 
 def _draw(stream: Tensor, batch: int, generator: torch.Generator) -> Tensor:
@@ -339,17 +341,21 @@ def _draw(stream: Tensor, batch: int, generator: torch.Generator) -> Tensor:
 
 
 def _update(net: EntropyNet, optimizer: torch.optim.Optimizer, codes: Tensor, generator: torch.Generator) -> float:
-    """One step on some of the books, more often early ones, with each sequence's number of books drawn anew."""
-    config = net.config
-    early = min(8, config.num_books)
-    books = torch.randperm(early, generator=generator)[:4].tolist()
-    books += (early + torch.randperm(config.num_books - early, generator=generator)[:4]).tolist()
-    num_books = torch.randint(1, 3 * config.context_books, (len(codes),), generator=generator)
-    num_books = num_books.to(codes.device)
+    """One step on places (B, K, T), on some of the books: half of the first eight, and four others.
+
+    Each sequence's number of books is drawn anew, so that the transformer learns to do with few. Returns bits a code.
+    """
+    books = net.config.num_books
+    early = min(8, books)
+    chosen = torch.randperm(early, generator=generator)[:4].tolist()
+    chosen += (early + torch.randperm(books - early, generator=generator)[:4]).tolist()
+    seen = net.config.context_books
+    num_books = torch.randint(1, 3 * seen, (len(codes), 1), generator=generator)
+    num_books = num_books.where(num_books < seen, books).to(codes.device)
     with torch.autocast(codes.device.type, torch.bfloat16):
-        losses = net.losses(codes, num_books, sorted(books)).mean(2)
-    coded = (torch.tensor(sorted(books), device=codes.device)[:, None] < num_books) | (num_books >= config.context_books)
-    loss = (losses * coded).sum() / coded.sum().clamp_min(1)
+        losses = net.losses(codes, num_books, sorted(chosen)).mean(2)        # (chosen, B)
+    there = torch.tensor(sorted(chosen), device=codes.device) < num_books    # (B, chosen)
+    loss = (losses * there.T).sum() / there.sum().clamp_min(1)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     nn.utils.clip_grad_norm_(net.parameters(), 1.0)
@@ -359,25 +365,23 @@ def _update(net: EntropyNet, optimizer: torch.optim.Optimizer, codes: Tensor, ge
 
 
 def _segments(stream: Tensor) -> Tensor:
-    """A stream (K, N) as segments (S, K, 512), at most 64 of them, evenly spread; the rest is left out."""
-    segments = stream.unfold(1, MAX_FRAMES, MAX_FRAMES).transpose(0, 1)
+    """A stream (K, N) as segments, int64 (S, K, 512): at most 64 of them, evenly spread."""
+    segments = stream.unfold(1, min(MAX_FRAMES, stream.shape[1]), MAX_FRAMES).transpose(0, 1)
     return segments[torch.linspace(0, len(segments) - 1, min(64, len(segments))).long()].long()
 
 
 @torch.no_grad()
-def float_bits(net: EntropyNet, stream: Tensor, device: str) -> list[float]:
-    """The twin's bits per code of each book on a stream (K, N), all books there, in float32."""
-    bits = []
-    for codes in _segments(stream).split(8):
-        num_books = torch.full((len(codes),), net.config.num_books, device=device)
-        losses = net.losses(codes.to(device), num_books, list(range(net.config.num_books)))
-        bits.append(losses.mean(2).cpu())
-    return (torch.cat(bits, 1).mean(1) / math.log(2)).tolist()
+def twin_bits(net: EntropyNet, stream: Tensor, device: str) -> list[float]:
+    """The twin's bits per code of each book on a stream (K, N), in float32, with all books there."""
+    books, bits = net.config.num_books, []
+    for places in _segments(stream).to(device).split(8):
+        nats = net.losses(places, torch.full((len(places), 1), books, device=device), list(range(books)))
+        bits.append(nats.mean(2).cpu() / math.log(2))
+    return torch.cat(bits, 1).mean(1).tolist()
 
 
 def integer_bits(model: EntropyModel, stream: Tensor) -> list[float]:
     """The integer model's bits per code of each book on the same stream."""
     places = _segments(stream).numpy()
     codes = np.stack([model.join(k, *divmod(places[:, k], MEMBERS)) for k in range(places.shape[1])], 1)
-    bits = np.concatenate([model.cost(codes[i:i + 8]) for i in range(0, len(codes), 8)])
-    return (bits.mean(0) / MAX_FRAMES).tolist()
+    return (model.cost(codes).mean(0) / codes.shape[2]).tolist()

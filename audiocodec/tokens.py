@@ -1,0 +1,128 @@
+"""A loaded model: samples <-> codes, whole or in pieces of any size."""
+import numpy as np
+import torch
+from torch import Tensor
+
+from audiocodec import rangecoder, weights
+from audiocodec.entropy import EntropyConfig, EntropyModel
+from audiocodec.errors import ModelError, NacError
+from audiocodec.model import Decoder, Encoder, ModelConfig
+from audiocodec.quantizer import ResidualQuantizer
+
+DEFAULT_MODEL = "nac-24k"
+_PASS = 1024                         # frames that go through a network at once
+
+
+class Codec:
+    """A model made ready for use on one device."""
+
+    def __init__(self, source: weights.Weights, device: str = "auto"):
+        self.weights = source
+        self.device = _choose_device(device)
+        try:
+            self.config = ModelConfig(**source.config["codec"])
+            encoder, quantizer, self.decoder = _build_networks(self.config, source.part("codec"), self.device)
+            self.entropy = EntropyModel(EntropyConfig(**source.config["entropy"]), source.part("entropy"))
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise ModelError(f"{source.path}: the weights do not fit their configuration ({_line(error)})") from None
+        # In float64 rounding never decides between two entries, so codes do not depend on how audio is cut.
+        self.encoder, self.quantizer = encoder.double(), quantizer.double()
+
+    @classmethod
+    def load(cls, name: str = DEFAULT_MODEL, device: str = "auto") -> "Codec":
+        """Load a released model by name, or any by the path of its weights. Raises ModelError."""
+        return cls(weights.load(name), device)
+
+    def encode_codes(self, samples: np.ndarray, num_books: int) -> np.ndarray:
+        """Samples float32 (B, 1, N) at the model's rate -> codes int64 (B, K, T), T = ceil(N / hop) + 1."""
+        encoder = StreamEncoder(self, len(samples), num_books)
+        return np.concatenate([encoder.push(samples[:, 0]), encoder.flush()], 2)
+
+    def decode_codes(self, codes: np.ndarray) -> np.ndarray:
+        """Codes int64 (B, K, T) -> samples float32 (B, 1, (T - 1) * hop) at the model's rate."""
+        return StreamDecoder(self, len(codes)).push(codes, np.full(len(codes), codes.shape[1]))[:, None]
+
+    def coder(self, entropy_coded: bool) -> "rangecoder.RangeCoder | rangecoder.PackedCoder":
+        """The coder of payloads that a file asks for."""
+        return rangecoder.RangeCoder(self.entropy) if entropy_coded else rangecoder.PackedCoder()
+
+
+def _build_networks(config: ModelConfig, tensors: dict[str, np.ndarray], device: str):
+    parts = Encoder(config), ResidualQuantizer(config.num_books, config.book_size, config.latent_dim), Decoder(config)
+    for part, name in zip(parts, ("encoder", "quantizer", "decoder")):
+        prefix = f"{name}."
+        part.load_state_dict({key.removeprefix(prefix): torch.from_numpy(value.astype(np.float32))
+                              for key, value in tensors.items() if key.startswith(prefix)})
+        part.eval().requires_grad_(False).to(device)
+    return parts
+
+
+def _choose_device(device: str) -> str:
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise NacError("no CUDA device here; use --device cpu")
+    return device
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1].strip()
+
+
+class StreamEncoder:
+    """Samples in pieces of any size -> codes, the same as those of the whole."""
+
+    def __init__(self, codec: Codec, batch: int, num_books: int):
+        self._codec, self._num_books = codec, num_books
+        self._waiting = torch.zeros(batch, 0, dtype=torch.float64)
+        self._state = codec.encoder.start(torch.zeros(batch, 1, dtype=torch.float64, device=codec.device))
+        self._empty = np.zeros((batch, num_books, 0), np.int64)
+        self.has_input = False
+
+    @torch.inference_mode()
+    def push(self, samples: np.ndarray) -> np.ndarray:
+        """Samples float32 (B, n) -> codes int64 (B, K, t) of the frames they complete."""
+        self.has_input |= bool(samples.shape[1])
+        hop = self._codec.config.hop
+        self._waiting = torch.cat([self._waiting, torch.from_numpy(samples).double()], 1)
+        whole = self._waiting.shape[1] // hop * hop
+        blocks = self._waiting[:, :whole].reshape(len(samples), -1, hop)
+        self._waiting = self._waiting[:, whole:]
+        return np.concatenate([self._empty, *map(self._encode, blocks.split(_PASS, 1))], 2)
+
+    def flush(self) -> np.ndarray:
+        """The last codes, which complete the last block and the overlap after it."""
+        if not self.has_input:
+            return self._empty
+        padding = -self._waiting.shape[1] % self._codec.config.hop + self._codec.config.hop
+        return self.push(np.zeros((len(self._waiting), padding), np.float32))
+
+    def _encode(self, blocks: Tensor) -> np.ndarray:
+        if not blocks.shape[1]:
+            return self._empty
+        latents, self._state = self._codec.encoder(blocks.to(self._codec.device), self._state)
+        return self._codec.quantizer.encode(latents.transpose(1, 2), self._num_books).cpu().numpy()
+
+
+class StreamDecoder:
+    """Codes in pieces of any size -> samples; those of the first frame, which precede the audio, are left out."""
+
+    def __init__(self, codec: Codec, batch: int):
+        self._codec = codec
+        self._state = codec.decoder.start(torch.zeros(batch, 1, device=codec.device))
+        self._started = False
+
+    @torch.inference_mode()
+    def push(self, codes: np.ndarray, num_books: np.ndarray) -> np.ndarray:
+        """Codes int64 (B, K, t), books used (B,) -> samples float32 (B, n). Codes of unused books must be 0."""
+        pieces = torch.from_numpy(codes).split(_PASS, 2)
+        samples = torch.cat([self._decode(piece, torch.from_numpy(num_books)) for piece in pieces], 1).numpy()
+        skip = 0 if self._started or not codes.shape[2] else self._codec.config.hop
+        self._started |= bool(codes.shape[2])
+        return samples[:, skip:]
+
+    def _decode(self, codes: Tensor, num_books: Tensor) -> Tensor:
+        codes, num_books = codes.to(self._codec.device), num_books.to(self._codec.device)
+        latents = self._codec.quantizer.decode(codes).transpose(1, 2).float()
+        blocks, self._state = self._codec.decoder(latents, num_books, self._state)
+        return blocks.flatten(1).cpu()

@@ -1,0 +1,47 @@
+"""Golden files: small .nac files and the SHA-256 of the codes in them.
+
+    python tests/golden.py     # makes them anew, with the released weights; needed only when these change
+"""
+import hashlib
+import io
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+
+from audiocodec import audio, container
+from audiocodec.codec import Codec, encode
+
+FOLDER = Path(__file__).parent / "data"
+HASHES = FOLDER / "golden.json"
+_EXAMPLE = FOLDER.parent.parent / "examples" / "music.flac"
+
+
+def codes_hash(data: bytes, codec: Codec) -> str:
+    """The SHA-256 of all codes of a .nac file: segments in order, channels in order, (K, T) as little-endian uint16."""
+    digest = hashlib.sha256()
+    reader = container.Reader(io.BytesIO(data))
+    coder = codec.coder(reader.header.entropy_coded)
+    for segment in reader:
+        shapes = [(count, segment.num_frames) for count in segment.books if count]
+        for codes in coder.decode([payload for payload in segment.payloads if payload], shapes):
+            digest.update(codes.astype("<u2").tobytes())
+    return digest.hexdigest()
+
+
+def main() -> None:
+    samples, rate = audio.read(_EXAMPLE)
+    codec, hashes = Codec.load(device="cpu"), {}
+    for kbps, channels, entropy in itertools.product((1.5, 6, 24), (1, 2), (True, False)):
+        seconds = 8 if kbps == 1.5 else 2                # the longest has two segments
+        name = f"{kbps:g}-kbps-{'stereo' if channels == 2 else 'mono'}-{'entropy' if entropy else 'packed'}.nac"
+        clip = samples[:, :seconds * rate] if channels == 2 else samples[:, :seconds * rate].mean(0, keepdims=True)
+        data = encode(np.ascontiguousarray(clip), rate, kbps, entropy=entropy)
+        (FOLDER / name).write_bytes(data)
+        hashes[name] = codes_hash(data, codec)
+    HASHES.write_text(json.dumps(hashes, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
