@@ -5,7 +5,7 @@ matrices stay below 2**24, where float32 is exact in any order of summation; all
 rounded operation at a time. So any BLAS, thread count, batch and block of frames gives the same tables.
 docs/design.md has the reasons and measurements, training/entropy.py the twin that is trained.
 
-A code is looked up as class (32) and member (32) in an `order` of its book that puts similar entries in one class.
+Inside, a code is its place in an `order` of its book that keeps similar entries together: 32 classes of 32 members.
 Vaswani et al.: "Attention is all you need", 2017; Wang and Komatsuzaki: "GPT-J-6B", 2021 (attention and feed-forward
 side by side); Press et al.: "Train short, test long", 2022 (a bias by distance instead of positions).
 """
@@ -108,8 +108,8 @@ class EntropyModel:
         """Raises ModelError for tensors that do not fit `config`, or give other tables than its `answer`."""
         _check(config, tensors)
         self.config = config
-        self._order = tensors["order"].astype(np.int64)
-        self._codes = np.argsort(self._order, axis=1)
+        self._places = tensors["order"].astype(np.int64)
+        self._codes = np.argsort(self._places, axis=1)
         self._input, self._here, self._before = tensors["input"], tensors["here"], tensors["before"]
         self._layers = [_Layer(config, tensors, f"layers.{i}") for i in range(config.layers)]
         self._context, self._context_bias = _scaled(tensors, "context", WEIGHT_BITS)
@@ -128,13 +128,13 @@ class EntropyModel:
         tables, _ = self.tables(codes, np.array([books, 1]))
         return hashlib.sha256(tables.astype("<i4").tobytes()).hexdigest()
 
-    def split(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Codes (S, K, T) -> their classes and members, each (S, K, T)."""
-        return np.divmod(self._order[np.arange(codes.shape[1])[:, None], codes], MEMBERS)
+    def places(self, codes: np.ndarray) -> np.ndarray:
+        """Codes (S, K, T) -> their places in the order of their book, (S, K, T)."""
+        return self._places[np.arange(codes.shape[1])[:, None], codes]
 
-    def join(self, book: int, classes: np.ndarray, members: np.ndarray) -> np.ndarray:
-        """Classes and members of one book -> codes."""
-        return self._codes[book].take(classes * MEMBERS + members)
+    def codes(self, places: np.ndarray) -> np.ndarray:
+        """Places (S, K, T) -> codes (S, K, T)."""
+        return self._codes[np.arange(places.shape[1])[:, None], places]
 
     def tables(self, codes: np.ndarray, num_books: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """All tables of sequences whose codes are known, and which entry of each was taken.
@@ -144,22 +144,22 @@ class EntropyModel:
         that mean nothing.
         """
         sequences, books, frames = codes.shape
-        classes, members = self.split(codes)
-        symbols = np.stack([classes, members], -1).transpose(0, 2, 1, 3).astype(np.int32)
+        places = self.places(codes)
+        symbols = np.stack(np.divmod(places, MEMBERS), -1).transpose(0, 2, 1, 3).astype(np.int32)
         tables = np.empty((sequences, frames, books, 2, CLASSES))
-        previous = np.full_like(codes, ABSENT)
-        previous[:, :, 1:] = codes[:, :, :-1]
+        previous = np.full_like(places, ABSENT)
+        previous[:, :, 1:] = places[:, :, :-1]
         state = self.start(num_books)
         for first in range(0, frames, _BLOCK):
             block = slice(first, min(first + _BLOCK, frames))
             shape = sequences, block.stop - first, CLASSES
             sums = self.contexts(state, previous[:, :, block]).reshape(-1, self.config.head_width)
             for k in range(books):
+                here = places[:, k, block].ravel()
                 hidden = self.hidden(k, sums, previous[:, k, block].ravel())
-                member_counts = self.member_counts(k, hidden, classes[:, k, block].ravel())
                 tables[:, block, k, 0] = self.class_counts(k, hidden).reshape(shape)
-                tables[:, block, k, 1] = member_counts.reshape(shape)
-                self.add(k, sums, codes[:, k, block].ravel())
+                tables[:, block, k, 1] = self.member_counts(k, hidden, here // MEMBERS).reshape(shape)
+                self.add(k, sums, here)
         return tables, symbols
 
     def cost(self, codes: np.ndarray) -> np.ndarray:
@@ -180,7 +180,7 @@ class EntropyModel:
         return State(self.config, num_books)
 
     def contexts(self, state: State, previous: np.ndarray) -> np.ndarray:
-        """Go on by n frames, given the codes before each, (S, K, n) -> what their books start from, (S, n, E)."""
+        """Go on by n frames, given the places before each (S, K, n) -> what their books start from (S, n, E)."""
         x = np.zeros((len(previous), previous.shape[2], self.config.width))
         for k, table in enumerate(self._input[:previous.shape[1]]):
             x += table.take(np.where(state.num_books[:, None] > k, previous[:, k], ABSENT), 0)
@@ -194,7 +194,7 @@ class EntropyModel:
         return _rounded(_normalised(x) @ self._context + self._context_bias)
 
     def hidden(self, book: int, sums: np.ndarray, previous: np.ndarray) -> np.ndarray:
-        """Context plus earlier books (N, E), and this book's codes one frame ago (N,) -> hidden values (N, H)."""
+        """Context plus earlier books (N, E), and this book's places a frame ago (N,) -> hidden values (N, H)."""
         inputs = _limited(sums + self._before[book].take(previous, 0), -LIMIT)
         return _limited(_rounded(inputs @ self._hidden[book] + self._hidden_bias[book]), 0)
 
@@ -217,9 +217,9 @@ class EntropyModel:
         scores += self._member_bias[book].take(classes, 0)
         return counts(scores, self._count_table)
 
-    def add(self, book: int, sums: np.ndarray, codes: np.ndarray) -> None:
-        """Add this book's codes (N,) to the sums (N, E) that later books start from."""
-        sums += self._here[book].take(codes, 0)
+    def add(self, book: int, sums: np.ndarray, places: np.ndarray) -> None:
+        """Add this book's places (N,) to the sums (N, E) that later books start from."""
+        sums += self._here[book].take(places, 0)
 
 
 class _Layer:

@@ -6,7 +6,7 @@ entropy coding with asymmetric numeral systems", 2022 (the constriction library)
 import constriction
 import numpy as np
 
-from audiocodec.entropy import ABSENT, BOOK_SIZE, MAX_FRAMES, EntropyModel
+from audiocodec.entropy import ABSENT, BOOK_SIZE, MAX_FRAMES, MEMBERS, EntropyModel
 from audiocodec.errors import FormatError
 
 Categorical = constriction.stream.model.Categorical
@@ -54,8 +54,8 @@ class RangeCoder:
         """
         most = self.model.config.num_books
         for books, frames in shapes:
-            if not (1 <= books <= most and 0 <= frames <= MAX_FRAMES):
-                raise FormatError(f"{frames} frames of {books} codebooks; expected at most {MAX_FRAMES} of 1-{most}")
+            if not (0 <= books <= most and 0 <= frames <= MAX_FRAMES):
+                raise FormatError(f"{frames} frames of {books} codebooks; expected at most {MAX_FRAMES} of {most}")
         pairs = list(zip(payloads, shapes, strict=True))
         groups = (pairs[i:i + _DECODED_TOGETHER] for i in range(0, len(pairs), _DECODED_TOGETHER))
         return [codes for group in groups for codes in self._decode(*zip(*group))]
@@ -75,22 +75,23 @@ class RangeCoder:
 
     def _decode(self, payloads: list[bytes], shapes: list[tuple[int, int]]) -> list[np.ndarray]:
         num_books, num_frames = np.array(shapes).T
-        codes = np.zeros((len(shapes), num_books.max(), num_frames.max()), np.int64)
+        places = np.zeros((len(shapes), num_books.max(), num_frames.max()), np.int64)
         decoders = [RangeDecoder(_words(payload)) for payload in payloads]
         spare = RangeDecoder(_words(b""))      # for codes that a sequence lacks, which are cut off in the end
         state = self.model.start(num_books)
-        previous = np.full(codes.shape[:2], ABSENT)
-        for t in range(codes.shape[2]):
+        previous = np.full(places.shape[:2], ABSENT)
+        for t in range(places.shape[2]):
             sums = self.model.contexts(state, previous[:, :, None])[:, 0]
-            for k in range(codes.shape[1]):
+            for k in range(places.shape[1]):
                 line_up = [decoder if k < books and t < frames else spare
                            for decoder, (books, frames) in zip(decoders, shapes)]
                 hidden = self.model.hidden(k, sums, previous[:, k])
                 classes = _next(line_up, self.model.class_counts(k, hidden))
                 members = _next(line_up, self.model.member_counts(k, hidden, classes))
-                previous[:, k] = self.model.join(k, classes, members)
+                previous[:, k] = classes * MEMBERS + members
                 self.model.add(k, sums, previous[:, k])
-            codes[:, :, t] = previous
+            places[:, :, t] = previous
+        codes = self.model.codes(places)
         return [sequence[:books, :frames] for sequence, (books, frames) in zip(codes, shapes)]
 
 

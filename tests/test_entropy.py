@@ -56,7 +56,7 @@ def model(request) -> EntropyModel:
 def step_by_step(model: EntropyModel, codes: np.ndarray, num_books: np.ndarray) -> np.ndarray:
     """The tables in the order in which a decoder computes them."""
     sequences, books, frames = codes.shape
-    classes, _ = model.split(codes)
+    places = model.places(codes)
     tables = np.empty((sequences, frames, books, 2, 32))
     state = model.start(num_books)
     previous = np.full((sequences, books), BOOK_SIZE)
@@ -65,9 +65,9 @@ def step_by_step(model: EntropyModel, codes: np.ndarray, num_books: np.ndarray) 
         for k in range(books):
             hidden = model.hidden(k, sums, previous[:, k])
             tables[:, t, k, 0] = model.class_counts(k, hidden)
-            tables[:, t, k, 1] = model.member_counts(k, hidden, classes[:, k, t])
-            model.add(k, sums, codes[:, k, t])
-        previous = codes[:, :, t]
+            tables[:, t, k, 1] = model.member_counts(k, hidden, places[:, k, t] // 32)
+            model.add(k, sums, places[:, k, t])
+        previous = places[:, :, t]
     return tables
 
 
@@ -190,17 +190,18 @@ def test_training_ends_in_an_integer_model_that_does_what_its_twin_does():
     from audiocodec.training import entropy as training
     rng = np.random.default_rng(0)
     codebooks = rng.normal(size=(6, BOOK_SIZE, 5)).astype(np.float32)
-    codes = np.cumsum(rng.integers(0, 3, (6, 1500)), 1) % BOOK_SIZE
+    codes = rng.integers(0, 4, (6, 1500)) * 200
     config, tensors, report = training.train_entropy([codes], codebooks, config=TINY, updates=12, batch=2, rate=0.02)
-    model = EntropyModel(config, tensors)
-    assert len(config.answer) == 64 and np.mean(report["integer"]) < 9.9
-    assert report["integer"] == pytest.approx(report["float"], rel=0.02)
+    assert EntropyModel(config, tensors).answer() == config.answer
+    assert np.mean(report["integer"]) < 9
+    assert report["integer"] == pytest.approx(report["float"], rel=0.03)
 
     net = training.EntropyNet(TINY)
     net.start_from(codebooks, training.class_ranks(codebooks))
     net.layers[0].second.data.normal_(0, 0.2)
     for book in net.books:
         torch.nn.init.normal_(getattr(book, "class"), 0, 0.5)
+    net.limit()
     net.rounding, net.layers[1].distance.data[:, 3] = True, 0.5
     model = EntropyModel(TINY, net.integers() | {"order": training.class_ranks(codebooks).astype(np.int16)})
     stream = training._stream([codes[:, :300]], training.class_ranks(codebooks))
@@ -222,10 +223,11 @@ def reference_tables(config, tensors, codes, num_books):
     """Codes (K, T) -> tables (T, K, 2, 32) and symbols (T, K, 2)."""
     tensors = {name: value.astype(np.int64) for name, value in tensors.items()}
     books, frames = codes.shape
+    places = np.stack([tensors["order"][k, codes[k]] for k in range(books)])
     memory = [[] for _ in range(config.layers)]
     tables, symbols = np.empty((frames, books, 2, 32), np.int64), np.empty((frames, books, 2), np.int64)
     for t in range(frames):
-        previous = codes[:, t - 1] if t else np.full(books, BOOK_SIZE)
+        previous = places[:, t - 1] if t else np.full(books, BOOK_SIZE)
         x = np.zeros(config.width, np.int64)
         for k in range(config.context_books):
             x += 8 * tensors["input"][k, previous[k] if k < num_books else BOOK_SIZE]
@@ -235,17 +237,16 @@ def reference_tables(config, tensors, codes, num_books):
         for k in range(books):
             inputs = (sums + tensors["before"][k, previous[k]]).clip(-127, 127)
             hidden = nearest(tensors["hidden"][k] @ inputs + tensors["hidden_bias"][k], 128).clip(0, 127)
-            place = tensors["order"][k, codes[k, t]]
-            symbols[t, k] = divmod(place, 32)
+            symbols[t, k] = divmod(places[k, t], 32)
             scores = tensors["class"][k] @ hidden + tensors["class_bias"][k]
             tables[t, k, 0] = reference_counts(tensors, scores)
             if k < config.detailed_books:
-                group = place // 32
+                group = symbols[t, k, 0]
                 scores = tensors["member"][k, group] @ hidden + tensors["member_bias"][k, group]
                 tables[t, k, 1] = reference_counts(tensors, scores)
             else:
                 tables[t, k, 1] = 2 ** 24 // 32 - 1
-            sums = sums + tensors["here"][k, codes[k, t]]
+            sums = sums + tensors["here"][k, places[k, t]]
     return tables, symbols
 
 

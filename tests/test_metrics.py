@@ -41,14 +41,14 @@ def test_log_mel_distance_of_known_levels():
     assert metrics.log_mel_distance(NOISE[:1], NOISE[1:2], RATE) >= 0
 
 
-def test_log_mel_distance_is_what_training_minimises():
+def test_log_mel_distance_is_what_training_minimises_at_that_floor():
     torch = pytest.importorskip("torch")
     from audiocodec.training.losses import SpectralDistance
 
     decoded = (np.round(NOISE * 8) / 8).astype(np.float32)
-    loss = SpectralDistance(RATE)
+    loss = SpectralDistance(RATE, floor=1e-5)
     mel, _ = loss(torch.from_numpy(decoded)[None], loss.spectra(torch.from_numpy(NOISE)[None]))
-    assert metrics.log_mel_distance(NOISE, decoded, RATE) == pytest.approx(float(mel), rel=0.01)
+    assert metrics.log_mel_distance(NOISE, decoded, RATE) == pytest.approx(float(mel[0]), rel=0.01)
 
 
 @pytest.mark.parametrize(

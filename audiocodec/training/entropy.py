@@ -57,7 +57,7 @@ def train_entropy(codes: list[np.ndarray], codebooks: np.ndarray, *, valid: list
     while share < 1:
         net.rounding = share >= float_share
         for group in optimizer.param_groups:
-            group["lr"] = rate * min(1, (update + 1) / 100) * (0.51 + 0.49 * math.cos(math.pi * share))
+            group["lr"] = rate * min(1, 0.02 + share / 0.04) * (0.51 + 0.49 * math.cos(math.pi * share))
         bits = _update(net, optimizer, _draw(stream, batch, generator).to(device), generator)
         update += 1
         share = update / updates if updates else (time.monotonic() - started) / (60 * minutes)
@@ -382,6 +382,5 @@ def twin_bits(net: EntropyNet, stream: Tensor, device: str) -> list[float]:
 
 def integer_bits(model: EntropyModel, stream: Tensor) -> list[float]:
     """The integer model's bits per code of each book on the same stream."""
-    places = _segments(stream).numpy()
-    codes = np.stack([model.join(k, *divmod(places[:, k], MEMBERS)) for k in range(places.shape[1])], 1)
+    codes = model.codes(_segments(stream).numpy())
     return (model.cost(codes).mean(0) / codes.shape[2]).tolist()

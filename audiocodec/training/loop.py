@@ -20,6 +20,7 @@ from audiocodec.training.losses import (
     Balancer, Discriminator, SpectralDistance, adversarial_loss, critic_loss, waveform_distance)
 
 STAGES = ("reconstruction", "adversarial", "polish")
+_MEL_BOOKS = 8               # from so many on, the mel distance counts less and less
 _START_CROPS = 1200          # crops that the principal components and the first codebooks are made of
 _CHECKPOINT_SECONDS = 180
 
@@ -36,8 +37,9 @@ class TrainConfig:
     last_rate: float = 0.02                  # where the cosine ends, as a share of the first
     discriminator_rate: float = 3e-4
     weights: dict[str, float] = field(
-        default_factory=lambda: {"mel": 10.0, "complex": 1.0, "waveform": 1.0, "adversarial": 6.0})
-    commitment: float = 0.1
+        default_factory=lambda: {"mel": 3.0, "complex": 4.0, "waveform": 2.0, "adversarial": 3.0})
+    mel_floor: float = 2e-4                  # 74 dB under full scale
+    commitment: float = 0.03
     average_decay: float = 0.999             # of the moving average of weights
     compile: bool = True                     # fuse the networks' blocks; takes a minute or two to begin with
     seed: int = 0
@@ -95,7 +97,7 @@ class Trainer:
         self.books = CodebookTrainer(self.generator.quantizer)
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
         self.critic = Discriminator().to(device).to(memory_format=torch.channels_last)
-        self.distance = SpectralDistance(config.model.sample_rate).to(device)
+        self.distance = SpectralDistance(config.model.sample_rate, config.mel_floor).to(device)
         self.balancer = Balancer(config.weights)
         self.stage, self.updates, self.seconds, self.total_updates = STAGES[0], 0, 0.0, 0
         self.random = np.random.default_rng(config.seed)
@@ -176,8 +178,10 @@ class Trainer:
         made = self.generator.samples(quantized, num_books)
 
         leaf = made.detach().requires_grad_()
-        losses = dict(zip(("mel", "complex"), self.distance(leaf, self.distance.spectra(samples))))
-        losses["waveform"] = waveform_distance(leaf, samples)
+        mel, complex_ = self.distance(leaf, self.distance.spectra(samples))
+        few = (_MEL_BOOKS / num_books).clamp(max=1)     # with many books, come near to the waveform instead
+        losses = {"mel": (few * mel).mean(), "complex": complex_.mean(),
+                  "waveform": waveform_distance(leaf, samples)}
         report = {}
         if self.stage != "reconstruction":      # one pass of the discriminator serves both sides
             with torch.autocast(self.device, torch.bfloat16):
@@ -200,10 +204,10 @@ class Trainer:
         return {name: loss.item() for name, loss in (report | losses).items()} | {"commitment": commitment.item()}
 
     def _draw_books(self) -> np.ndarray:
-        """Half of the items take one of the nominal rates, half any number of books, small ones more often."""
+        """Half of the items take one of the nominal rates, half any number from 2, small ones more often."""
         most = self.config.model.num_books
         nominal = [n for n in (2, 4, 8, 16, 32) if n <= most]
-        any_number = np.exp(self.random.uniform(0, math.log(most + 1), self.config.batch)).astype(np.int64)
+        any_number = np.exp(self.random.uniform(math.log(2), math.log(most + 1), self.config.batch)).astype(np.int64)
         return np.where(self.random.random(self.config.batch) < 0.5,
                         self.random.choice(nominal, self.config.batch), any_number.clip(1, most))
 

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from audiocodec._torchaudio import torchaudio
 
-_LOG_FLOOR = 1e-5            # of a mel magnitude: 100 dB under full scale
 _SILENCE = 1e-3              # mean magnitude under which a relative error stops growing
 
 
@@ -16,11 +15,15 @@ class SpectralDistance(nn.Module):
 
     The mel term alone leaves phase unlearned; the complex term, on spectra of magnitudes raised to 0.5, teaches it.
     Kumar et al.: "High-fidelity audio compression with improved RVQGAN", 2023 (windows 64 to 2048, hop a quarter).
+
+    floor: mel magnitudes under this, where a full-scale sine is 1, count as silence; what nobody hears should not be
+    learnt at the cost of what everybody does.
     """
 
-    def __init__(self, sample_rate: int, windows=(64, 128, 256, 512, 1024, 2048), complex_windows=(512, 2048)):
+    def __init__(self, sample_rate: int, floor: float, windows=(64, 128, 256, 512, 1024, 2048),
+                 complex_windows=(512, 1024)):
         super().__init__()
-        self.windows, self.complex_windows = windows, complex_windows
+        self.floor, self.windows, self.complex_windows = floor, windows, complex_windows
         for window in windows:
             self.register_buffer(f"hann_{window}", torch.hann_window(window), persistent=False)
             mels = torchaudio.functional.melscale_fbanks(
@@ -33,24 +36,21 @@ class SpectralDistance(nn.Module):
                 for w in self.windows]
 
     def forward(self, samples: Tensor, target: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Samples (B, N) and the spectra of what they should be -> (mel distance, complex distance)."""
+        """Samples (B, N) and the spectra of what they should be -> each item's mel and complex distance, (B,) both."""
         mel, complex_ = 0.0, 0.0
         for window, got, want in zip(self.windows, self.spectra(samples), target):
             bank = getattr(self, f"mel_{window}").T
             scale = 2 / window                                  # a full-scale sine is about 1
             got_size = torch.sqrt(got.real.square() + got.imag.square() + 1e-12)
             want_size = torch.sqrt(want.real.square() + want.imag.square() + 1e-12)
-            mel = mel + (_log_mel(bank @ got_size * scale) - _log_mel(bank @ want_size * scale)).abs().mean()
+            got_mel, want_mel = (torch.log10((bank @ size * scale).clamp_min(self.floor)) for size in (got_size, want_size))
+            mel = mel + (got_mel - want_mel).abs().mean((1, 2))
             if window in self.complex_windows:
                 got_root, want_root = got_size.rsqrt(), want_size.rsqrt()
                 difference = (torch.view_as_real(got) * got_root[..., None]
                               - torch.view_as_real(want) * want_root[..., None])
-                complex_ = complex_ + difference.abs().mean() / window ** 0.25    # of noise, at any window
+                complex_ = complex_ + difference.abs().mean((1, 2, 3)) / window ** 0.25    # of noise, at any window
         return mel / len(self.windows), complex_ / len(self.complex_windows)
-
-
-def _log_mel(mel: Tensor) -> Tensor:
-    return torch.log10(mel.clamp_min(_LOG_FLOOR))
 
 
 def waveform_distance(samples: Tensor, target: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from audiocodec.training.entropy import train_entropy
 from audiocodec.training.loop import STAGES, Generator, TrainConfig, Trainer
 
 # Shares of the minutes given to each stage; the entropy model's share includes coding its material.
-SHARES = {"reconstruction": 0.48, "adversarial": 0.20, "polish": 0.18, "entropy": 0.14}
+SHARES = {"reconstruction": 0.46, "adversarial": 0.18, "polish": 0.18, "entropy": 0.18}
 _SEGMENT = 512               # frames of a code sequence, as the format has them
 _LEAD = 48                   # frames of context before a sequence
 _CODE_HOURS = 8.0            # audio whose codes the entropy model learns from, at most
