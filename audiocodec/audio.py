@@ -6,11 +6,13 @@ Everything streams, so memory stays bounded whatever the length of a file. Files
 
 import contextlib
 import hashlib
+import io
 import math
 import os
 import re
 import secrets
 import stat
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -18,6 +20,7 @@ from typing import BinaryIO
 import numpy as np
 import soundfile
 
+from audiocodec import container
 from audiocodec.errors import AudioError, NacError
 
 MIN_SAMPLE_RATE = 8_000     # Hz
@@ -48,6 +51,7 @@ Tags = tuple[tuple[str, str], ...]   # (name, text) pairs, names as in Vorbis co
 WRITABLE_TAGS = (
     "TITLE", "ARTIST", "ALBUM", "DATE", "GENRE", "TRACKNUMBER", "COMMENT", "COPYRIGHT", "LICENSE",
 )
+_TAG_LENGTH = 3               # bytes, at most, that a tag's length takes in a .nac file
 
 
 # Reading
@@ -63,7 +67,8 @@ class AudioReader:
     """An audio file to be read once from start to end; a context manager.
 
     Attributes: path, sample_rate (Hz), channels, num_samples (per channel; None if only reading will tell),
-    subtype (libsndfile's word for how samples are stored, as "PCM_16"), tags.
+    subtype (libsndfile's word for how samples are stored, as "PCM_16"), tags, dropped_tags (names of those that
+    are too long for a .nac file; a warning tells of them).
     Raises AudioError when the file cannot be read, and for rates and channel counts nac does not support.
     """
 
@@ -85,7 +90,10 @@ class AudioReader:
             self._file.close()
             raise AudioError(f"{self.path}: {error}") from None
         tags = {name.upper(): text for name, text in self._file.copy_metadata().items()}
-        self.tags: Tags = tuple((name, tags[name]) for name in WRITABLE_TAGS if name in tags)
+        self.tags, self.dropped_tags = _fit_tags(tuple((name, tags[name]) for name in WRITABLE_TAGS if name in tags))
+        if self.dropped_tags:
+            names = ", ".join(self.dropped_tags)
+            warnings.warn(f"{self.path}: tags left out, too long for a .nac file: {names}", stacklevel=2)
 
     def __enter__(self) -> "AudioReader":
         return self
@@ -132,6 +140,16 @@ def check_layout(sample_rate: int, channels: int) -> None:
         raise AudioError(f"{channels} channels; nac reads 1 or 2")
     if not MIN_SAMPLE_RATE <= sample_rate <= MAX_SAMPLE_RATE:
         raise AudioError(f"sample rate {sample_rate} Hz; nac reads {MIN_SAMPLE_RATE} to {MAX_SAMPLE_RATE}")
+
+
+def _fit_tags(tags: Tags) -> tuple[Tags, tuple[str, ...]]:
+    """Return the tags that a .nac file can hold, and the names of the others: the longest, no more than needed."""
+    sizes = {name: len(f"{name}={text}".encode()) + _TAG_LENGTH for name, text in tags}
+    dropped = []
+    while sum(sizes.values()) > container.MAX_TAGS:
+        dropped.append(max(sizes, key=sizes.get))
+        del sizes[dropped[-1]]
+    return tuple((name, text) for name, text in tags if name in sizes), tuple(dropped)
 
 
 def _check_readable(path: Path) -> None:
@@ -214,7 +232,7 @@ class AudioWriter:
     def _failures_named(self) -> Iterator[None]:
         try:
             yield
-        except (soundfile.LibsndfileError, AssertionError):   # soundfile asserts that all was written
+        except (soundfile.LibsndfileError, AssertionError, OSError):   # soundfile asserts that all was written
             raise NacError(f"{self.path}: writing failed; is the disk full?") from None
 
 
@@ -273,35 +291,61 @@ def atomic_path(path: Path, force: bool = False) -> Iterator[Path]:
     """Yield a temporary name beside path; rename it to path at the end, remove it on any failure or Ctrl-C.
 
     What is not a regular file, as /dev/null, is opened under its own name. Raises NacError when path exists
-    and force is not set, and when it cannot be written.
+    and force is not set, and when it cannot be made; what the context raises passes through.
     """
-    temporary = None
-    try:
+    with _cannot_be_written(path):
         if path.is_dir():
             raise NacError(f"{path}: is a folder")
-        if path.exists() and not path.is_file():
-            yield path
-            return
-        if path.exists() and not force:
+        is_special = path.exists() and not path.is_file()
+        if path.is_file() and not force:
             raise NacError(f"{path}: exists already; -f overwrites")
-        target = Path(os.path.realpath(path))    # a link keeps pointing where it points
-        temporary = target.with_name(f".nac-{secrets.token_hex(8)}.part")
-        temporary.touch(exist_ok=False)
+    if is_special:
+        yield path
+        return
+    target = Path(os.path.realpath(path))    # a link keeps pointing where it points
+    temporary = target.with_name(f".nac-{secrets.token_hex(8)}.part")
+    try:
+        with _cannot_be_written(path):
+            temporary.touch(exist_ok=False)
         yield temporary
-        os.replace(temporary, target)
-    except OSError as error:
-        raise NacError(f"{path}: cannot be written: {_strerror(error)}") from None
+        with _cannot_be_written(path):
+            os.replace(temporary, target)
     finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 @contextlib.contextmanager
 def atomic_output(path: Path, force: bool = False) -> Iterator[BinaryIO]:
-    """Yield a binary file that becomes path when the context ends without an error; see atomic_path."""
-    with atomic_path(path, force) as temporary, open(temporary, "wb") as file:
-        yield file
+    """Yield a binary file that becomes path when the context ends without an error; see atomic_path.
+
+    Only failures of writing are told as the file's own.
+    """
+    with atomic_path(path, force) as temporary:
+        with _cannot_be_written(path):
+            raw = _Output(temporary, path)
+        with io.BufferedWriter(raw) as file:
+            yield file
+
+
+class _Output(io.FileIO):
+    """A file to write to whose failures name the path that it will have in the end."""
+
+    def __init__(self, temporary: Path, path: Path):
+        super().__init__(temporary, "wb")
+        self._path = path
+
+    def write(self, data) -> int:
+        with _cannot_be_written(self._path):
+            return super().write(data)
+
+
+@contextlib.contextmanager
+def _cannot_be_written(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise NacError(f"{path}: cannot be written: {_strerror(error)}") from None
 
 
 # Sample rates

@@ -89,7 +89,11 @@ def choose_clips(folder: Path, kind: str, count: int) -> list[Clip]:
     for parts in turns:
         if len(clips) == count:
             break
-        samples = _load_clip(parts)
+        try:
+            samples = _load_clip(parts)
+        except soundfile.LibsndfileError as error:
+            _skip(parts, error)
+            continue
         if np.sqrt(np.mean(np.square(samples))) >= _SILENCE:
             clips.append(Clip(f"{parts[0].parent.name}/{parts[0].stem}", kind, samples))
     return clips
@@ -103,7 +107,11 @@ def _plan_clips(paths: list[Path]) -> list[list[Path]]:
     """The files of one folder -> the files of each clip, in an order that mixes the folder's files."""
     plans, short, total = [], [], 0.0
     for path in paths:
-        seconds = soundfile.info(path).duration
+        try:
+            seconds = soundfile.info(path).duration
+        except soundfile.LibsndfileError as error:
+            _skip([path], error)
+            continue
         if seconds >= MIN_SECONDS:
             plans.append([path])
             continue
@@ -114,6 +122,10 @@ def _plan_clips(paths: list[Path]) -> list[list[Path]]:
             short, total = [], 0.0
     random.Random(0).shuffle(plans)
     return plans
+
+
+def _skip(paths: list[Path], error: soundfile.LibsndfileError) -> None:
+    click.echo(f"{', '.join(map(str, paths))}: skipped: {error.error_string}", err=True)
 
 
 def _load_clip(paths: list[Path]) -> np.ndarray:
@@ -285,6 +297,13 @@ def _numbers(context, parameter, text: str) -> list[float]:
         raise click.BadParameter(f"{text!r}; expected numbers with commas between them") from None
 
 
+def _counts(context, parameter, text: str) -> list[int]:
+    try:
+        return [int(number) for number in text.split(",") if number]
+    except ValueError:
+        raise click.BadParameter(f"{text!r}; expected whole numbers with commas between them") from None
+
+
 def _peers(context, parameter, texts: tuple[str, ...]) -> list[Codec]:
     codecs = []
     for text in texts:
@@ -306,7 +325,7 @@ def _names(allowed, context, parameter, text: str) -> list[str]:
 @click.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--kbps", default="1.5,3,6,12,24", show_default=True, callback=_numbers, help="Rates of nac.")
-@click.option("--codebooks", default="", callback=_numbers, help="Fixed counts of codebooks of nac, besides.")
+@click.option("--codebooks", default="", callback=_counts, help="Fixed counts of codebooks of nac, besides.")
 @click.option("--peers", multiple=True, callback=_peers, help="Other codecs: opus:KBPS,KBPS,...")
 @click.option("--model", default="nac-24k", show_default=True, help="Weights, by name or path.")
 @click.option("--kinds", default="speech,music", show_default=True,
@@ -318,7 +337,9 @@ def _names(allowed, context, parameter, text: str) -> list[str]:
 @click.option("-j", "--jobs", default=1, show_default=True, type=click.IntRange(1), help="Worker processes.")
 def main(folder, kbps, codebooks, peers, model, kinds, clips, names, target, jobs):
     """Score nac, and other codecs beside it, on clips of the recordings in FOLDER; print a table."""
-    codecs = [nac(rate, model) for rate in kbps] + [nac_books(int(count), model) for count in codebooks] + peers
+    codecs = [nac(rate, model) for rate in kbps] + [nac_books(count, model) for count in codebooks] + peers
+    if not codecs:
+        raise click.UsageError("No codecs; give --kbps, --codebooks or --peers.")
     chosen = [clip for kind in kinds for clip in choose_clips(folder, kind, clips)]
     if not chosen:
         raise click.ClickException(f"{folder}: no audio of 8 s under folders named {' or '.join(kinds)}")

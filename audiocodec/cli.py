@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,19 +15,30 @@ import click
 from audiocodec import __version__
 from audiocodec.errors import NacError
 
-DEFAULT_MODEL = "nac-24k"            # these are codec.py's, which would take too long to import
+# These four repeat what codec.py, tokens.py and container.py say, since importing codec.py would load torch; a test
+# ties them together.
+DEFAULT_MODEL = "nac-24k"
 DEFAULT_KBPS = 6
 KBPS = click.FloatRange(0.75, 48)
 CODEBOOKS = click.IntRange(1, 32)
+_AUDIO_ENDINGS = {".aif", ".aiff", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".wav"}
 INTERRUPTED, TERMINATED = 130, 143   # exit statuses, as shells have them
 
 Convert = Callable[[Path, Path, Callable], tuple[float, str]]   # source, target, progress -> seconds, summary
 
+
+def _check_output(context, parameter, text: str | None) -> str | None:
+    if text == "-":
+        raise click.BadParameter("pipes are not supported yet.")
+    return text
+
+
 _path = click.Path(path_type=Path)
 _sources = click.argument("sources", metavar="IN...", nargs=-1, required=True, type=_path)
 _output = click.option(
-    "-o", "--output", metavar="OUT", type=_path,
-    help="Output file; a folder if it is one or if there are several inputs.  [default: beside each input]")
+    "-o", "--output", metavar="OUT", type=click.Path(), callback=_check_output,    # a Path would lose the slash
+    help="Output file; a folder if it is one, ends in a slash, or if there are several inputs.  "
+         "[default: beside each input]")
 _device = click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
     help="Where the networks run.")
@@ -68,7 +80,7 @@ def encode(sources, output, kbps, codebooks, model, mono, no_entropy, device, ve
             codec.verify_file(target, model=model)
         rate = f"{result.kbps:.2f} kbps, " if result.seconds else ""
         if kbps and result.kbps > kbps:
-            rate += f"more than {kbps:g}, which so short a clip cannot meet, "
+            rate += f"more than {kbps:g}, which this clip cannot meet, "
         books = "+".join(map(str, result.codebooks))     # mid and side, where there are two
         return result.seconds, f"{result.num_bytes:,} bytes, {rate}{books} codebooks"
 
@@ -114,7 +126,7 @@ def info(file, model, as_json):
     failures = _Failures()
     with failures.caught(file or model):
         facts = about.describe_file(file) if file else about.describe_model(model)
-        click.echo(json.dumps(facts, indent=2) if as_json else _table(facts))
+        click.echo(json.dumps(facts, indent=2) if as_json else _table(facts, facts["tags"] if file else {}))
     failures.exit()
 
 
@@ -139,7 +151,7 @@ def verify(sources, model):
 @click.option("--out", "run", metavar="RUN", required=True, type=click.Path(file_okay=False, path_type=Path),
               help="Folder of the run: checkpoints, metrics, and in the end model.safetensors.")
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), default=90, show_default=True,
-              help="How long to train, the entropy model included.")
+              help="How long to train, the entropy model included; a resumed run keeps its own.")
 @click.option("--resume", is_flag=True, help="Go on with the run in RUN.")
 @click.option("--licence", default="", help="What to say of the weights' licence, in the weights file.")
 @click.option("--origin", default="", help="What to say of the training audio, in the weights file.")
@@ -186,14 +198,14 @@ def _complain(message: str) -> None:
     click.echo(f"nac: {message}", err=True)
 
 
-def _convert_all(sources: list[Path], output: Path | None, ending: str, convert: Convert) -> None:
+def _convert_all(sources: list[Path], output: str | None, ending: str, convert: Convert) -> None:
     """Convert every source, print a summary for each, and exit with status 1 if any failed."""
-    is_folder = output is not None and (len(sources) > 1 or output.is_dir())
+    is_folder = output is not None and (len(sources) > 1 or output.endswith(os.sep) or os.path.isdir(output))
     failures = _Failures()
     written = {}
     for source in sources:
         with failures.caught(source):
-            target = _target(source, output, ending, is_folder)
+            target = _target(source, None if output is None else Path(output), ending, is_folder)
             if target in written:
                 raise NacError(f"{target}: made from {written[target]} already")
             written[target] = source
@@ -206,16 +218,22 @@ def _convert_all(sources: list[Path], output: Path | None, ending: str, convert:
 
 
 def _target(source: Path, output: Path | None, ending: str, is_folder: bool) -> Path:
-    """Return where the result for source goes. Raises NacError if that is the source itself."""
+    """Return where the result for source goes. Raises NacError if that is the source itself, or cannot be meant."""
+    if source.is_dir():
+        raise NacError(f"{source}: is a folder")
     if output is None:
         target = source.with_suffix(ending)
     elif is_folder:
         target = output / source.with_suffix(ending).name
+        if output.exists() and not output.is_dir():
+            raise NacError(f"{output}: is no folder")
         output.mkdir(parents=True, exist_ok=True)
     else:
         target = output
     if target.exists() and source.exists() and target.samefile(source):
         raise NacError(f"{target}: is the input itself; -o names another output")
+    if ending == ".nac" and target.suffix.lower() in _AUDIO_ENDINGS:
+        raise NacError(f"{target}: is named as audio; encode writes .nac files")
     return target
 
 
@@ -233,17 +251,17 @@ def _progress_bar(label: str) -> Iterator[Callable[[float, float | None], None]]
         yield progress
 
 
-def _table(facts: dict) -> str:
-    """Return one line for each fact that is known."""
-    tags = [(name, text) for name, texts in facts.get("tags", {}).items() for text in texts]
-    rows = [(name.replace("_", " "), _text(value)) for name, value in facts.items() if name != "tags"]
-    rows = [(name, text) for name, text in rows + tags if text]
+def _table(facts: dict, tags: dict[str, list[str]]) -> str:
+    """Return one line for each tag and each fact that is known and no list or table itself."""
+    rows = [(name.replace("_", " "), _text(value)) for name, value in facts.items()]
+    rows += [(name, text) for name, texts in tags.items() for text in texts]
+    rows = [(_printable(name), _printable(text)) for name, text in rows if text]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
 
 
 def _text(value) -> str:
-    if value is None:
+    if value is None or isinstance(value, dict | list):
         return ""
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -251,13 +269,22 @@ def _text(value) -> str:
         return f"{value:.2f}"
     if isinstance(value, int):
         return f"{value:,}"
-    if isinstance(value, list):
-        return "; ".join(map(_text, value))
     return str(value)
+
+
+def _printable(text: str) -> str:
+    r"""Escape what a terminal would not show, or would obey.
+
+    >>> print(_printable("Ein Lied\n\x1b[31m"))
+    Ein Lied\n\x1b[31m
+    """
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def main() -> None:
     """Run the command. Whatever can be foreseen ends in one line on stderr and an exit status."""
+    sys.stdout.reconfigure(errors="backslashreplace")    # for names and tags that its encoding does not have
+    warnings.showwarning = lambda message, *_: _complain(str(message).splitlines()[0])
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))    # so that temporary files are removed
     try:
         status = cli.main(prog_name="nac", standalone_mode=False)

@@ -1,5 +1,6 @@
 """The two walks: audio -> samples -> latents -> codes -> payload -> .nac bytes, and back."""
 import io
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -9,14 +10,15 @@ from pathlib import Path
 import numpy as np
 
 from audiocodec import audio, container, rate, weights
+from audiocodec.entropy import MAX_FRAMES
 from audiocodec.errors import AudioError, FormatError, ModelError, NacError
 from audiocodec.model import ModelConfig
-from audiocodec.tokens import DEFAULT_MODEL, Codec, StreamDecoder, StreamEncoder
+from audiocodec.tokens import DEFAULT_MODEL, Codec, StreamDecoder, StreamEncoder, choose_device
 
 DEFAULT_KBPS = 6.0
 MIN_KBPS, MAX_KBPS = 0.75, 48.0      # from one book of one channel to every book of two
 
-_SEGMENT_FRAMES = 512
+_SEGMENT_FRAMES = MAX_FRAMES         # what the entropy model takes at once
 _BATCH = 16                          # segments that are range-coded side by side
 _READ = 1 << 18                      # samples per channel read from a file at once
 _FILE_OVERHEAD, _SEGMENT_OVERHEAD = 48, 10     # bytes besides payloads, roughly
@@ -97,12 +99,15 @@ def encode(samples: np.ndarray, sample_rate: int, kbps: float | None = DEFAULT_K
     """Compress samples to the bytes of a .nac file.
 
     samples: float32 (C, N) in [-1, 1], one or two channels. sample_rate: Hz, 8000 to 192000.
-    kbps: a ceiling for the whole file, unless a count of codebooks per channel is given instead.
+    kbps: a ceiling for the whole file, unless a count of codebooks per channel is given instead; a file that cannot
+    meet it has the smallest count. model: weights by name or path. entropy: False packs codes plainly.
+    device: "auto", "cpu" or "cuda", for the networks.
     Raises AudioError for samples it does not take, NacError for a rate it cannot meet, ModelError.
     """
-    samples = np.asarray(samples, np.float32)
-    if samples.ndim != 2:
-        raise AudioError(f"samples of shape {samples.shape}; expected (channels, samples)")
+    samples = np.asarray(samples)
+    if samples.ndim != 2 or samples.dtype.kind != "f":
+        raise AudioError(f"samples of shape {samples.shape}, {samples.dtype}; expected floats of (channels, samples)")
+    samples, sample_rate = np.ascontiguousarray(samples, np.float32), int(sample_rate)
     audio.check_layout(sample_rate, len(samples))
     if not np.isfinite(samples).all():
         raise AudioError("samples that are infinite or not numbers")
@@ -232,8 +237,8 @@ def verify_file(source: Path, *, model: str | None = None) -> None:
     with _open(source) as file:
         reader = container.Reader(file)
         codec = _codec_for(reader.header, model, "cpu")
-        num_frames = sum(codes.shape[2] for codes, _ in _codes(reader, codec, []))
-        _check_frames(codec, reader, num_frames)
+        for _ in _codes(reader, codec, []):
+            pass
 
 
 def _decode(reader: container.Reader, codec: Codec, damaged: list[str]) -> Iterator[np.ndarray]:
@@ -241,52 +246,56 @@ def _decode(reader: container.Reader, codec: Codec, damaged: list[str]) -> Itera
     header = reader.header
     decoder = StreamDecoder(codec, header.channels)
     resampler = audio.Resampler(codec.config.sample_rate, header.sample_rate)
+    tail = -(-2 * codec.config.hop * header.sample_rate // codec.config.sample_rate)     # padding is less than this
     held = np.zeros((header.channels, 0), np.float32)
     num_frames, num_written = 0, 0
     for codes, books in _codes(reader, codec, damaged):
         num_frames += codes.shape[2]
         held = np.concatenate([held, resampler.push(from_mid_side(decoder.push(codes, books)))], 1)
-        ready = held[:, :max(0, held.shape[1] - _tail(codec, header))]
+        ready = held[:, :max(0, held.shape[1] - tail)]
         held = held[:, ready.shape[1]:]
         num_written += ready.shape[1]
         yield ready
     if num_frames:
         held = np.concatenate([held, resampler.flush()], 1)
-    if reader.trailer and not damaged:
-        _check_frames(codec, reader, num_frames)
-    if reader.trailer or header.num_samples is not None:
-        num_samples = reader.trailer.num_samples if reader.trailer else header.num_samples
-        held = held[:, :max(0, num_samples - num_written)]
-    yield held
-
-
-def _tail(codec: Codec, header: container.Header) -> int:
-    """Samples that padding may have added; they are held back until the true length is known."""
-    return -(-2 * codec.config.hop * header.sample_rate // codec.config.sample_rate)
-
-
-def _check_frames(codec: Codec, reader: container.Reader, num_frames: int) -> None:
-    num_samples = -(-reader.trailer.num_samples * codec.config.sample_rate // reader.header.sample_rate)
-    if num_frames != codec.config.frames(num_samples):
-        raise FormatError(f"{num_frames} frames; {codec.config.frames(num_samples)} expected for "
-                          f"{reader.trailer.num_samples} samples")
+    num_samples = reader.trailer.num_samples if reader.trailer else header.num_samples
+    yield held if num_samples is None else held[:, :max(0, num_samples - num_written)]
 
 
 def _codes(reader: container.Reader, codec: Codec, damaged: list[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The codes (C, K, t) of each segment and the books they use (C,); codes 0, which is silence, for damage."""
+    """The codes (C, K, t) of each segment and the books they use (C,); codes 0, which is silence, for damage.
+
+    No more frames than the number of samples asks for: FormatError if a sound file has more, or fewer.
+    """
+    expected = _num_frames(codec, reader.header, reader.header.num_samples)
     coder = codec.coder(reader.header.entropy_coded)
-    batch: list[container.Segment | container.Damage] = []
-    for record in reader:
-        if isinstance(record, container.Damage):
-            damaged.append(record.reason)
-        batch.append(record)
-        if len(batch) == _BATCH:
-            yield from _unpack(batch, coder, reader.header)
-            batch = []
-    yield from _unpack(batch, coder, reader.header)
+    num_frames = 0
+    for batch in _batches(reader):
+        damaged += [record.reason for record in batch if isinstance(record, container.Damage)]
+        for codes, books in _unpack(batch, coder, reader.header):
+            if not damaged and codes.shape[2] > expected - num_frames:
+                raise FormatError(f"more than the {expected} frames of {reader.header.num_samples} samples")
+            codes = codes[:, :, :int(min(expected - num_frames, codes.shape[2]))]
+            num_frames += codes.shape[2]
+            yield codes, books
+    if not damaged and num_frames != (expected := _num_frames(codec, reader.header, reader.trailer.num_samples)):
+        raise FormatError(f"{num_frames} frames; {expected} expected for {reader.trailer.num_samples} samples")
 
 
-def _unpack(batch: list, coder, header: container.Header) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _num_frames(codec: Codec, header: container.Header, num_samples: int | None) -> float:
+    """The frames that samples at the original rate take; infinity for an unknown number."""
+    if num_samples is None:
+        return math.inf
+    return codec.config.frames(-(-num_samples * codec.config.sample_rate // header.sample_rate))
+
+
+def _batches(reader: container.Reader) -> Iterator[tuple]:
+    records = iter(reader)
+    while batch := tuple(itertools.islice(records, _BATCH)):
+        yield batch
+
+
+def _unpack(batch: tuple, coder, header: container.Header) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     used = [(segment, channel) for segment in batch if isinstance(segment, container.Segment)
             for channel in range(header.channels) if segment.books[channel]]
     decoded = iter(coder.decode([segment.payloads[channel] for segment, channel in used],
@@ -311,9 +320,13 @@ def _open(source: Path):
         raise NacError(f"{source}: {(error.strerror or str(error)).lower()}") from None
 
 
-@lru_cache(maxsize=4)
 def _load(model: str, device: str) -> Codec:
-    return Codec.load(model, device)
+    return _load_path(weights.find(model), choose_device(device))
+
+
+@lru_cache(maxsize=4)
+def _load_path(path: Path, device: str) -> Codec:
+    return Codec(weights.load(str(path)), device)
 
 
 def _codec_for(header: container.Header, model: str | None, device: str) -> Codec:
@@ -321,6 +334,9 @@ def _codec_for(header: container.Header, model: str | None, device: str) -> Code
     candidates = [weights.find(model)] if model else weights.released()
     for path in candidates:
         if weights.identity(path) == header.weights_id:
-            return _load(str(path), device)
+            codec = _load_path(path, choose_device(device))
+            if header.codebooks > codec.config.num_books:
+                raise FormatError(f"{header.codebooks} codebooks; the model has {codec.config.num_books}")
+            return codec
     known = ", ".join(f"{path.stem} {weights.identity(path).hex()}" for path in candidates) or "none"
     raise ModelError(f"made with the weights {header.weights_id.hex()}; here are: {known}; --model FILE names others")

@@ -18,7 +18,7 @@ def ladder(gains: np.ndarray) -> list[Rung]:
     """The counts of books to choose from, in order: each rung gives one more book to where it helps most.
 
     gains (C, K): the energy that each book adds to each channel. A channel's worth is what its next books would still
-    add; a side channel that is silent never gets a book.
+    add; silence gets no more than it must.
     """
     limit = gains.shape[1]
     left = np.concatenate([np.cumsum(gains[:, ::-1], 1)[:, ::-1], np.full((len(gains), 1), -1.0)], 1)
@@ -27,7 +27,7 @@ def ladder(gains: np.ndarray) -> list[Rung]:
     while True:
         worth = [left[channel, count] for channel, count in enumerate(counts)]
         best = int(np.argmax(worth))
-        if counts[best] == limit or (best and worth[best] <= 0):
+        if counts[best] == limit or worth[best] <= 0:
             return rungs
         counts[best] += 1
         rungs.append(tuple(counts))
@@ -59,6 +59,8 @@ def largest(code: Callable[[Rung], bytes], rungs: Sequence[Rung], bits: np.ndarr
     correction = len(data) / sizes[at]
     while len(data) > budget and at > 0:
         at -= 1
+        while at > 0 and sizes[at] * correction * _SLACK > budget:
+            at -= 1
         data = code(rungs[at])
     while at + 1 < len(rungs) and len(data) <= budget and sizes[at + 1] * correction * _SLACK <= budget:
         more = code(rungs[at + 1])

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from audiocodec import rangecoder, weights
-from audiocodec.entropy import EntropyConfig, EntropyModel
+from audiocodec.entropy import BOOK_SIZE, EntropyConfig, EntropyModel
 from audiocodec.errors import ModelError, NacError
 from audiocodec.model import Decoder, Encoder, ModelConfig
 from audiocodec.quantizer import ResidualQuantizer
@@ -18,13 +18,16 @@ class Codec:
 
     def __init__(self, source: weights.Weights, device: str = "auto"):
         self.weights = source
-        self.device = _choose_device(device)
+        self.device = choose_device(device)
         try:
             self.config = ModelConfig(**source.config["codec"])
             encoder, quantizer, self.decoder = _build_networks(self.config, source.part("codec"), self.device)
             self.entropy = EntropyModel(EntropyConfig(**source.config["entropy"]), source.part("entropy"))
-        except (KeyError, TypeError, RuntimeError) as error:
-            raise ModelError(f"{source.path}: the weights do not fit their configuration ({_line(error)})") from None
+        except (KeyError, IndexError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise ModelError(f"{source.path}: the weights do not fit their configuration ({reason:.200})") from None
+        if self.config.book_size != BOOK_SIZE:
+            raise ModelError(f"{source.path}: books of {self.config.book_size} entries; expected {BOOK_SIZE}")
         # In float64 rounding never decides between two entries, so codes do not depend on how audio is cut.
         self.encoder, self.quantizer = encoder.double(), quantizer.double()
 
@@ -34,13 +37,33 @@ class Codec:
         return cls(weights.load(name), device)
 
     def encode_codes(self, samples: np.ndarray, num_books: int) -> np.ndarray:
-        """Samples float32 (B, 1, N) at the model's rate -> codes int64 (B, K, T), T = ceil(N / hop) + 1."""
+        """Samples float32 (B, 1, N) at the model's rate -> codes int64 (B, K, T), T = ceil(N / hop) + 1.
+
+        Raises NacError for other shapes, and for a number of books that the model does not have.
+        """
+        if samples.ndim != 3 or samples.shape[1] != 1:
+            raise NacError(f"samples of shape {samples.shape}; expected (batch, 1, samples)")
+        self._check_books(num_books)
+        samples = np.ascontiguousarray(samples, np.float32)
         encoder = StreamEncoder(self, len(samples), num_books)
         return np.concatenate([encoder.push(samples[:, 0]), encoder.flush()], 2)
 
     def decode_codes(self, codes: np.ndarray) -> np.ndarray:
-        """Codes int64 (B, K, T) -> samples float32 (B, 1, (T - 1) * hop) at the model's rate."""
+        """Codes int64 (B, K, T) -> samples float32 (B, 1, (T - 1) * hop) at the model's rate.
+
+        Raises NacError for other shapes, and for codes or books that the model does not have.
+        """
+        if codes.ndim != 3 or codes.dtype.kind not in "iu":
+            raise NacError(f"codes of shape {codes.shape}, {codes.dtype}; expected integers of (batch, books, frames)")
+        if codes.size and not 0 <= codes.min() <= codes.max() < BOOK_SIZE:
+            raise NacError(f"codes from {codes.min()} to {codes.max()}; expected 0 to {BOOK_SIZE - 1}")
+        self._check_books(codes.shape[1])
+        codes = np.ascontiguousarray(codes, np.int64)
         return StreamDecoder(self, len(codes)).push(codes, np.full(len(codes), codes.shape[1]))[:, None]
+
+    def _check_books(self, num_books: int) -> None:
+        if not 1 <= num_books <= self.config.num_books:
+            raise NacError(f"{num_books} codebooks; this model has 1 to {self.config.num_books}")
 
     def coder(self, entropy_coded: bool) -> "rangecoder.RangeCoder | rangecoder.PackedCoder":
         """The coder of payloads that a file asks for."""
@@ -57,16 +80,13 @@ def _build_networks(config: ModelConfig, tensors: dict[str, np.ndarray], device:
     return parts
 
 
-def _choose_device(device: str) -> str:
+def choose_device(device: str) -> str:
+    """The device that "auto" means here. Raises NacError for one that is not here."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise NacError("no CUDA device here; use --device cpu")
     return device
-
-
-def _line(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1].strip()
 
 
 class StreamEncoder:
@@ -77,12 +97,12 @@ class StreamEncoder:
         self._waiting = torch.zeros(batch, 0, dtype=torch.float64)
         self._state = codec.encoder.start(torch.zeros(batch, 1, dtype=torch.float64, device=codec.device))
         self._empty = np.zeros((batch, num_books, 0), np.int64)
-        self.has_input = False
+        self._has_input = False
 
     @torch.inference_mode()
     def push(self, samples: np.ndarray) -> np.ndarray:
         """Samples float32 (B, n) -> codes int64 (B, K, t) of the frames they complete."""
-        self.has_input |= bool(samples.shape[1])
+        self._has_input |= bool(samples.shape[1])
         hop = self._codec.config.hop
         self._waiting = torch.cat([self._waiting, torch.from_numpy(samples).double()], 1)
         whole = self._waiting.shape[1] // hop * hop
@@ -92,7 +112,7 @@ class StreamEncoder:
 
     def flush(self) -> np.ndarray:
         """The last codes, which complete the last block and the overlap after it."""
-        if not self.has_input:
+        if not self._has_input:
             return self._empty
         padding = -self._waiting.shape[1] % self._codec.config.hop + self._codec.config.hop
         return self.push(np.zeros((len(self._waiting), padding), np.float32))

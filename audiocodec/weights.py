@@ -2,6 +2,7 @@
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -48,8 +49,14 @@ def find(name: str) -> Path:
 
 def identity(path: Path) -> bytes:
     """The first bytes of a file's SHA-256, by which a .nac file names the weights it was made with."""
+    status = path.stat()
+    return _digest(path, status.st_mtime_ns, status.st_size)[:IDENTITY_SIZE]
+
+
+@lru_cache(maxsize=16)
+def _digest(path: Path, _changed: int, _size: int) -> bytes:
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()[:IDENTITY_SIZE]
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def load(name: str) -> Weights:
@@ -57,12 +64,11 @@ def load(name: str) -> Weights:
     path = find(name)
     try:
         with safetensors.safe_open(path, "numpy") as file:
-            metadata = file.metadata() or {}
+            config = json.loads((file.metadata() or {}).get("nac", "null"))
+            if not isinstance(config, dict) or not {"codec", "entropy"} <= config.keys():
+                raise ModelError(f"{path}: a safetensors file, but not of a nac model")
             tensors = {key: file.get_tensor(key) for key in file.keys()}
-        config = json.loads(metadata["nac"])
-    except KeyError:
-        raise ModelError(f"{path}: a safetensors file, but not of a nac model") from None
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
+    except (OSError, TypeError, ValueError, safetensors.SafetensorError) as error:
         raise ModelError(f"{path}: not a readable weights file ({error})") from None
     return Weights(path, identity(path), config, tensors)
 

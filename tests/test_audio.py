@@ -4,12 +4,13 @@ import resource
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
-from audiocodec import audio
+from audiocodec import audio, container
 from audiocodec.errors import AudioError, NacError
 
 
@@ -100,6 +101,19 @@ def test_tags(tmp_path, ending):
         writer.write(noise(1, 10))
     with audio.AudioReader(again) as reader:
         assert reader.tags == TAGS
+
+
+def test_tags_too_long_for_a_nac_file(tmp_path):
+    path = tmp_path / "a.flac"
+    tags = (("TITLE", "T"), ("ALBUM", "é" * 20_000), ("COMMENT", "x" * 65_000), ("LICENSE", "y" * 25_500))
+    with audio.AudioWriter(path, 8000, 1, "PCM_16", tags) as writer:
+        writer.write(noise(1, 10))
+    with pytest.warns(UserWarning, match=f"{path}: tags left out, too long for a .nac file: COMMENT$"):
+        with audio.AudioReader(path) as reader:
+            assert reader.tags == (tags[0], tags[1], tags[3])
+            assert reader.dropped_tags == ("COMMENT",)
+    header = container.Header(1, 8000, 0, bytes(6), 1)
+    assert container.unpack(container.pack(header, reader.tags, [], 0))[1] == reader.tags
 
 
 def test_long_wav_becomes_rf64(tmp_path):
@@ -231,7 +245,22 @@ def test_output_appears_when_it_is_complete(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("open_output", [audio.atomic_output, audio.atomic_path])
+def test_errors_of_reading_are_not_told_as_the_outputs(tmp_path, open_output):
+    with pytest.raises(FileNotFoundError):
+        with open_output(tmp_path / "a.nac"):
+            open(tmp_path / "none.wav", "rb")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full here")
+def test_full_device():
+    with pytest.raises(NacError, match="^/dev/full: cannot be written: no space left on device$"):
+        with audio.atomic_output(Path("/dev/full")) as file:
+            file.write(b"data")
+
+
+@pytest.mark.parametrize("error", [ValueError, OSError, KeyboardInterrupt, SystemExit])
 def test_failure_leaves_the_old_output(tmp_path, error):
     path = tmp_path / "a.wav"
     audio.write(path, noise(1, 10), 8000)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -12,9 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from click.testing import CliRunner
 
-from audiocodec import audio, cli, codec, container
-from audiocodec.errors import AudioError
+from audiocodec import audio, bench, cli, codec, container, tokens
+from audiocodec import info as about
+from audiocodec.errors import AudioError, FormatError, NacError
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -63,7 +66,12 @@ def calls(monkeypatch):
 
 def test_defaults_are_those_of_the_codec():
     assert (cli.KBPS.min, cli.KBPS.max) == (codec.MIN_KBPS, codec.MAX_KBPS)
-    assert (cli.DEFAULT_KBPS, cli.DEFAULT_MODEL) == (codec.DEFAULT_KBPS, codec.DEFAULT_MODEL)
+    assert (cli.DEFAULT_KBPS, cli.DEFAULT_MODEL) == (codec.DEFAULT_KBPS, tokens.DEFAULT_MODEL)
+    for count in (cli.CODEBOOKS.min, cli.CODEBOOKS.max):
+        container.Header(1, 8000, 0, bytes(6), count)
+    for count in (cli.CODEBOOKS.min - 1, cli.CODEBOOKS.max + 1):
+        with pytest.raises(FormatError):
+            container.Header(1, 8000, 0, bytes(6), count)
 
 
 def test_help_does_not_load_torch():
@@ -125,6 +133,48 @@ def test_several_inputs_go_into_a_folder(nac, calls, tmp_path):
     assert calls[2][1] == folder / "c.nac"
 
 
+def test_a_slash_at_the_end_means_a_folder(nac, calls, tmp_path):
+    assert nac("encode", tmp_path / "a.wav", "-o", f"{tmp_path}/new/")[0] == 0
+    assert calls[0][1] == tmp_path / "new" / "a.nac"
+    (tmp_path / "file").touch()
+    status, _, err = nac("encode", tmp_path / "a.wav", "-o", f"{tmp_path}/file/")
+    assert (status, err) == (1, f"nac: {tmp_path / 'a.wav'}: {tmp_path / 'file'}: is no folder\n")
+
+
+@pytest.mark.parametrize("command", ["encode", "decode"])
+@pytest.mark.parametrize("folder", [".", "/", ".."])
+def test_inputs_that_are_folders(nac, calls, command, folder):
+    assert nac(command, folder) == (1, "", f"nac: {folder}: is a folder\n")
+
+
+def test_encoding_to_an_audio_name_is_a_mistake(nac, calls, tmp_path):
+    status, _, err = nac("encode", tmp_path / "a.wav", "-o", tmp_path / "b.WAV")
+    assert (status, calls) == (1, [])
+    assert err == f"nac: {tmp_path / 'a.wav'}: {tmp_path / 'b.WAV'}: is named as audio; encode writes .nac files\n"
+
+
+def test_rate_that_cannot_be_met_is_told(nac, calls, tmp_path):
+    status, _, err = nac("encode", tmp_path / "a.wav", "-k", 3)
+    assert status == 0
+    assert "6.00 kbps, more than 3, which this clip cannot meet, 8 codebooks" in err
+
+
+def test_tags_left_out_are_told(nac, tmp_path, monkeypatch):
+    source = tmp_path / "a.flac"
+    with audio.AudioWriter(source, 8000, 1, "PCM_16", (("TITLE", "T"), ("COMMENT", "x" * 70_000))) as writer:
+        writer.write(noise(1, 10))
+
+    def encode_file(source, target, **options):
+        with audio.AudioReader(source):
+            return codec.EncodeResult(1500, 2.0, (8,))
+
+    monkeypatch.setattr(codec, "encode_file", encode_file)
+    status, _, err = nac("encode", source)
+    assert status == 0
+    assert err.splitlines()[0] == f"nac: {source}: tags left out, too long for a .nac file: COMMENT"
+    assert err.count("\n") == 2
+
+
 def test_two_inputs_for_one_output(nac, calls, tmp_path):
     status, _, err = nac("encode", tmp_path / "a.wav", tmp_path / "a.flac", "-f")
     assert status == 1
@@ -146,10 +196,32 @@ def test_wrong_usage(nac):
             (["encode", "a", "-k", "0.5"], "0.5 is not in the range 0.75<=x<=48"),
             (["encode", "a", "-k", "49"], "not in the range"),
             (["encode", "a", "--codebooks", "33"], "not in the range 1<=x<=32"),
+            (["encode", "a", "-o", "-"], "pipes are not supported yet"),
             (["decode", "a", "--subtype", "PCM_8"], "PCM_16"), (["encode", "a", "--device", "tpu"], "cuda")]:
         status, out, err = nac(*args)
         assert (status, out, err.count("\n")) == (2, "", 1)
         assert found in err
+
+
+def test_wrong_usage_of_bench(tmp_path):
+    for args, found in [
+            (["--kbps", ""], "No codecs"), (["--codebooks", "2.5"], "whole numbers"),
+            (["--kbps", "x"], "expected numbers")]:
+        done = CliRunner().invoke(bench.main, [str(tmp_path), *args])
+        assert done.exit_code == 2
+        assert found in done.output
+
+
+def test_training_fails_in_one_line(nac, monkeypatch, tmp_path):
+    from audiocodec.training import run
+
+    def train(*_, **__):
+        raise NacError("no CUDA device here; use --device cpu")
+
+    monkeypatch.setattr(run, "train", train)
+    status, out, err = nac("train", tmp_path, "--out", tmp_path / "run", "--device", "cuda")
+    assert (status, out) == (1, "")
+    assert err == f"nac: {tmp_path / 'run'}: no CUDA device here; use --device cpu\n"
 
 
 def test_version_and_help(nac):
@@ -298,6 +370,29 @@ def test_info_of_a_model(nac):
     assert facts["command"]
 
 
+def test_info_shows_scalars_only_and_escapes(nac, monkeypatch):
+    facts = {"file": "a\udcff\x1b[31m.nac", "licence": "CC0\nor not", "seconds": 1.5, "model": None,
+             "entropy": {"losses": [1, 2]}, "sources": ["x", "y"]}
+    monkeypatch.setattr(about, "describe_model", lambda name: facts)
+    monkeypatch.setattr(about, "describe_file", lambda path: facts | {"tags": {"TITLE": ["one\rtwo", "句"]}})
+    table = ["file     a\\udcff\\x1b[31m.nac", "licence  CC0\\nor not", "seconds  1.50"]
+    assert nac("info", "--model", "any")[1].splitlines() == table
+    assert nac("info", "any.nac")[1].splitlines() == [*table, "TITLE    one\\rtwo", "TITLE    句"]
+    assert json.loads(nac("info", "--model", "any", "--json")[1]) == facts
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_names_and_tags_of_any_alphabet(nac, clip, encoding):
+    path = clip.with_name("\udcff句.nac")
+    clip = clip.rename(path.with_suffix(".wav"))
+    for args in (["encode", clip, "--codebooks", 1], ["info", path], ["info", path, "--json"]):
+        done = subprocess.run([sys.executable, "-m", "audiocodec", *map(str, args)], capture_output=True,
+                              env={**os.environ, "PYTHONIOENCODING": encoding})
+        assert done.returncode == 0
+        assert b"Traceback" not in done.stderr
+        assert b"\\udcff" in done.stdout + done.stderr
+
+
 def test_verify(nac, clip):
     nac("encode", clip, "--verify")
     path = clip.with_suffix(".nac")
@@ -317,7 +412,7 @@ def test_inputs_that_cannot_be_encoded(nac, tmp_path):
     (tmp_path / "text.wav").write_bytes(b"this is not audio, whatever its name may say" * 9)
     soundfile.write(tmp_path / "six.wav", np.zeros((10, 6)), 48000)
     for name, found in [
-            ("none.wav", "no such file or directory"), ("", "is a directory"),
+            ("none.wav", "no such file or directory"), ("", "is a folder"),
             ("empty.wav", "the file is empty"), ("text.wav", "not an audio file that nac reads"),
             ("six.wav", "6 channels; nac reads 1 or 2")]:
         status, out, err = nac("encode", tmp_path / name, "-o", tmp_path / "out.nac")

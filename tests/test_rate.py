@@ -9,12 +9,16 @@ def test_one_channel_climbs_book_by_book():
 
 def test_books_go_where_more_is_left():
     gains = np.array([[8.0, 4.0, 2.0], [6.0, 1.0, 0.0]])
-    # left: mid 6, side 7; mid 6, side 1; mid 2, side 1; mid is full, side 1; nothing left
+    # left: mid 6, side 7; mid 6, side 1; mid 2, side 1; mid is full, side 1; nothing
     assert rate.ladder(gains) == [(1, 0), (1, 1), (2, 1), (3, 1), (3, 2)]
 
 
 def test_a_silent_side_gets_none():
-    assert rate.ladder(np.array([[1.0, 0.0], [0.0, 0.0]])) == [(1, 0), (2, 0)]
+    assert rate.ladder(np.array([[1.0, 0.5], [0.0, 0.0]])) == [(1, 0), (2, 0)]
+
+
+def test_silence_gets_one_book():
+    assert rate.ladder(np.zeros((2, 4))) == [(1, 0)]
 
 
 def _largest(true_sizes, estimates, budget):

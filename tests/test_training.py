@@ -26,7 +26,7 @@ def shard(tmp_path_factory, request):
     folder = tmp_path_factory.mktemp("some audio")
     shutil.copy(request.config.rootpath / "examples" / "speech.flac", folder)
     (folder / "broken.wav").write_bytes(b"RIFF, but no more than that")
-    return Shard.open(pack(folder, tmp_path_factory.mktemp("run") / "0.npy", 24_000))
+    return Shard.open(pack(folder, tmp_path_factory.mktemp("run"), 24_000))
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +48,7 @@ def test_a_shard_holds_the_audio_and_leaves_out_broken_files(shard, request):
 
 def test_a_folder_without_audio_is_named(tmp_path):
     with pytest.raises(AudioError, match="no audio found"):
-        pack(tmp_path, tmp_path / "run" / "0.npy", 24_000)
+        pack(tmp_path, tmp_path / "run", 24_000)
 
 
 def test_crops_are_varied_and_reproducible(shard):

@@ -3,6 +3,7 @@
 Audio is decoded, mixed down and resampled once, into a shard: all files one after another as int16 in NAME.npy, read
 through a memory map, and NAME.json with [start, end, file] of each. Shards cost no memory; a crop is one short read.
 """
+import hashlib
 import json
 import os
 import sys
@@ -29,19 +30,29 @@ class Shard:
 
     @classmethod
     def open(cls, path: Path) -> "Shard":
-        spans = json.loads(path.with_suffix(".json").read_text())
-        return cls(np.load(path, mmap_mode="r"), np.array([span[:2] for span in spans], np.int64))
+        """Open a shard by the path of its .npy. Raises AudioError for files that are not one."""
+        try:
+            spans = json.loads(path.with_suffix(".json").read_text())
+            samples = np.load(path, mmap_mode="r")
+            shard = cls(samples, np.array([span[:2] for span in spans], np.int64))
+        except (OSError, ValueError, TypeError) as error:
+            raise AudioError(f"{path}: not a shard of audio ({error})") from None
+        if samples.dtype != np.int16 or samples.ndim != 1:
+            raise AudioError(f"{path}: {samples.dtype} {samples.shape}; expected int16 samples, mono")
+        return shard
 
 
-def pack(folder: Path, target: Path, sample_rate: int) -> Path:
-    """Pack every audio file under `folder` into the shard `target` (.npy), unless it is there already.
+def pack(folder: Path, shards: Path, sample_rate: int) -> Path:
+    """Pack every audio file under `folder` into a shard in the folder `shards`, unless it is there; returns its path.
 
-    Files that cannot be read, and silent ones, are skipped with a warning. Raises AudioError when nothing is left.
+    Files that cannot be read are skipped with a warning. Raises AudioError when nothing is left.
     """
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES)
+    names = "\n".join([str(folder.resolve()), *map(str, paths)])
+    target = shards / f"{folder.name}-{hashlib.sha256(names.encode()).hexdigest()[:8]}.npy"
     if target.exists():
         return target
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    shards.mkdir(parents=True, exist_ok=True)
     raw, spans, position = target.with_suffix(".part"), [], 0
     with open(raw, "wb") as file:
         for path in tqdm(paths, desc=f"reading {folder}", unit="file", disable=None):
@@ -52,6 +63,9 @@ def pack(folder: Path, target: Path, sample_rate: int) -> Path:
                     position += len(samples)
             except NacError as error:
                 print(f"skipped: {error}", file=sys.stderr)
+                file.seek(2 * start)
+                file.truncate()
+                position = start
             if position > start:
                 spans.append([start, position, str(path.relative_to(folder))])
     if not spans:
@@ -115,6 +129,6 @@ class Crops:
 
     def _crop(self) -> np.ndarray:
         shard = self.shards[self.random.choice(len(self.shards), p=self.weights)]
-        start = self.random.integers(max(1, len(shard.samples) - self.num_samples))
+        start = self.random.integers(max(1, len(shard.samples) - self.num_samples + 1))
         crop = shard.samples[start:start + self.num_samples].astype(np.float32) / 32768
         return np.pad(crop, (0, self.num_samples - len(crop)))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from audiocodec.errors import NacError
 from audiocodec.model import Decoder, Encoder, ModelConfig, to_blocks
 from audiocodec.quantizer import ResidualQuantizer
 from audiocodec.training.codebooks import CodebookTrainer, kmeans_start
@@ -38,7 +39,7 @@ class TrainConfig:
     discriminator_rate: float = 3e-4
     weights: dict[str, float] = field(
         default_factory=lambda: {"mel": 3.0, "complex": 4.0, "waveform": 2.0, "adversarial": 3.0})
-    mel_floor: float = 2e-4                  # 74 dB under full scale
+    mel_floor: float = 2e-4                  # 68 dB under a full-scale sine
     commitment: float = 0.03
     average_decay: float = 0.999             # of the moving average of weights
     compile: bool = True                     # fuse the networks' blocks; takes a minute or two to begin with
@@ -204,10 +205,10 @@ class Trainer:
         return {name: loss.item() for name, loss in (report | losses).items()} | {"commitment": commitment.item()}
 
     def _draw_books(self) -> np.ndarray:
-        """Half of the items take one of the nominal rates, half any number from 2, small ones more often."""
+        """Half of the items take one of the nominal rates, half any number of books, small ones more often."""
         most = self.config.model.num_books
         nominal = [n for n in (2, 4, 8, 16, 32) if n <= most]
-        any_number = np.exp(self.random.uniform(math.log(2), math.log(most + 1), self.config.batch)).astype(np.int64)
+        any_number = np.exp(self.random.uniform(math.log(1.5), math.log(most + 1), self.config.batch)).astype(np.int64)
         return np.where(self.random.random(self.config.batch) < 0.5,
                         self.random.choice(nominal, self.config.batch), any_number.clip(1, most))
 
@@ -237,7 +238,7 @@ class Trainer:
         """Write RUN/last.pt: everything a resumed run needs."""
         state = {
             "stage": self.stage, "updates": self.updates, "seconds": self.seconds, "total": self.total_updates,
-            "config": asdict(self.config), "norms": self.balancer.norms,
+            "lengths": self.lengths, "config": asdict(self.config), "norms": self.balancer.norms,
             "random": [self.random.bit_generator.state, self.crops.random.bit_generator.state],
             "torch_random": torch.get_rng_state(),
             **{name: getattr(self, name).state_dict()
@@ -248,8 +249,11 @@ class Trainer:
         os.replace(self.run / "last.tmp", self.run / "last.pt")
 
     def resume(self) -> None:
-        """Go on from RUN/last.pt."""
+        """Go on from RUN/last.pt, to the lengths it was begun with. Raises NacError for another configuration."""
         state = torch.load(self.run / "last.pt", map_location=self.device, weights_only=True)
+        if state["config"] != asdict(self.config):
+            raise NacError(f"{self.run}: begun with another configuration")
+        self.lengths = state["lengths"]
         self.stage, self.updates, self.seconds = state["stage"], state["updates"], state["seconds"]
         self.total_updates, self.balancer.norms = state["total"], state["norms"]
         self.random.bit_generator.state, self.crops.random.bit_generator.state = state["random"]

@@ -16,7 +16,7 @@ class SpectralDistance(nn.Module):
     The mel term alone leaves phase unlearned; the complex term, on spectra of magnitudes raised to 0.5, teaches it.
     Kumar et al.: "High-fidelity audio compression with improved RVQGAN", 2023 (windows 64 to 2048, hop a quarter).
 
-    floor: mel magnitudes under this, where a full-scale sine is 1, count as silence; what nobody hears should not be
+    floor: mel magnitudes under this, where a full-scale sine is 0.5, count as silence; what nobody hears should not be
     learnt at the cost of what everybody does.
     """
 
@@ -40,11 +40,12 @@ class SpectralDistance(nn.Module):
         mel, complex_ = 0.0, 0.0
         for window, got, want in zip(self.windows, self.spectra(samples), target):
             bank = getattr(self, f"mel_{window}").T
-            scale = 2 / window                                  # a full-scale sine is about 1
+            scale = 2 / window                                  # a full-scale sine is about 0.5
             got_size = torch.sqrt(got.real.square() + got.imag.square() + 1e-12)
             want_size = torch.sqrt(want.real.square() + want.imag.square() + 1e-12)
-            got_mel, want_mel = (torch.log10((bank @ size * scale).clamp_min(self.floor)) for size in (got_size, want_size))
-            mel = mel + (got_mel - want_mel).abs().mean((1, 2))
+            got_mel, want_mel = (bank @ size * scale for size in (got_size, want_size))
+            ratio = torch.log10(got_mel.clamp_min(self.floor)) - torch.log10(want_mel.clamp_min(self.floor))
+            mel = mel + ratio.abs().mean((1, 2))
             if window in self.complex_windows:
                 got_root, want_root = got_size.rsqrt(), want_size.rsqrt()
                 difference = (torch.view_as_real(got) * got_root[..., None]

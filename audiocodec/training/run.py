@@ -10,44 +10,44 @@ import numpy as np
 import torch
 
 from audiocodec import weights
+from audiocodec.entropy import MAX_FRAMES
 from audiocodec.errors import NacError
+from audiocodec.tokens import choose_device
 from audiocodec.training.data import Crops, Shard, pack
 from audiocodec.training.entropy import train_entropy
-from audiocodec.training.loop import STAGES, Generator, TrainConfig, Trainer
+from audiocodec.training.loop import Generator, TrainConfig, Trainer
 
 # Shares of the minutes given to each stage; the entropy model's share includes coding its material.
 SHARES = {"reconstruction": 0.46, "adversarial": 0.18, "polish": 0.18, "entropy": 0.18}
-_SEGMENT = 512               # frames of a code sequence, as the format has them
 _LEAD = 48                   # frames of context before a sequence
 _CODE_HOURS = 8.0            # audio whose codes the entropy model learns from, at most
 
 
-def train(sources: list[Path], run: Path, *, minutes: float, config: TrainConfig = TrainConfig(), device: str = "auto",
-          resume: bool = False, about: dict | None = None) -> Path:
+def train(sources: list[Path], run: Path, *, minutes: float = 90, config: TrainConfig = TrainConfig(),
+          device: str = "auto", resume: bool = False, about: dict | None = None) -> Path:
     """Train on folders of audio or shards (.npy) until RUN/model.safetensors is made; returns its path.
 
-    minutes: for the codec and the entropy model together. about: what the weights file says of its origin.
-
+    minutes: for the codec and the entropy model together; a resumed run keeps its own.
+    about: what the weights file says of its origin.
     Raises NacError for a run folder that exists without `resume`, AudioError for folders without audio.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device(device)
     last = run / "last.pt"
     if last.exists() != resume:
         problem = "nothing to resume" if resume else "a run is there already; --resume goes on with it"
         raise NacError(f"{last}: {problem}")
     run.mkdir(parents=True, exist_ok=True)
     rate = config.model.sample_rate
-    shards = [Shard.open(source if source.suffix == ".npy" else pack(source, run / "shards" / f"{at}.npy", rate))
-              for at, source in enumerate(sources)]
+    shards = [Shard.open(source if source.suffix == ".npy" else pack(source, run / "shards", rate))
+              for source in sources]
     trainer = Trainer(config, Crops(shards, config.crop, config.seed), run, device,
-                      {stage: minutes * SHARES[stage] for stage in STAGES})
+                      {stage: minutes * share for stage, share in SHARES.items()})
     if resume:
         trainer.resume()
     else:
         trainer.start()
     trainer.fit()
-    return finish(trainer.average, shards, run, minutes * SHARES["entropy"], config, device, about or {})
+    return finish(trainer.average, shards, run, trainer.lengths["entropy"], config, device, about or {})
 
 
 def finish(generator: Generator, shards: list[Shard], run: Path, minutes: float, config: TrainConfig, device: str,
@@ -77,9 +77,9 @@ def codec_tensors(generator: Generator) -> dict[str, np.ndarray]:
 def draw_codes(generator: Generator, shards: list[Shard], seconds: float, seed: int, device: str) -> list[np.ndarray]:
     """Code sequences uint16 (K, 512) of random stretches of the shards, as many as `seconds` of computing allow."""
     config = generator.config
-    crops = Crops(shards, (_SEGMENT + _LEAD - 1) * config.hop, seed + 1)
+    crops = Crops(shards, (MAX_FRAMES + _LEAD - 1) * config.hop, seed + 1)
     sequences, began = [], time.monotonic()
-    while len(sequences) * _SEGMENT * config.hop < _CODE_HOURS * 3600 * config.sample_rate:
+    while len(sequences) * MAX_FRAMES * config.hop < _CODE_HOURS * 3600 * config.sample_rate:
         latents = generator.latents(torch.from_numpy(crops.batch(4)).to(device))[:, :, _LEAD:]
         sequences += list(generator.quantizer.encode(latents, config.num_books).cpu().numpy().astype(np.uint16))
         if time.monotonic() - began > seconds:
