@@ -191,7 +191,7 @@ def _payload_limits(header: Header, books: int, num_frames: int) -> tuple[int, i
     packed = (books * num_frames * 10 + 7) // 8
     if not header.entropy_coded or not books:
         return packed, packed
-    return 0, 2 * packed + 64
+    return 0, 5 * packed + 64  # no code takes more than twice 24 bits
 
 
 def _pack_segment(header: Header, index: int, segment: Segment) -> bytes:

@@ -390,7 +390,7 @@ def test_names_and_tags_of_any_alphabet(nac, clip, encoding):
                               env={**os.environ, "PYTHONIOENCODING": encoding})
         assert done.returncode == 0
         assert b"Traceback" not in done.stderr
-        assert b"\\udcff" in done.stdout + done.stderr
+        assert b"\\udcff" in done.stdout + done.stderr or encoding == "ascii"    # which click takes for UTF-8
 
 
 def test_verify(nac, clip):
