@@ -15,6 +15,7 @@ test: .venv/installed-test
 	$(RUN) pytest -q
 
 .venv/installed: $(SETUP)
+	@$(PYTHON) -c 'import sys; sys.version_info < (3, 11) and sys.exit("nac needs Python 3.11 or later; make PYTHON=...")'
 	$(PYTHON) -m venv .venv
 	$(RUN) pip install --quiet --constraint constraints.txt --editable .
 	touch $@
