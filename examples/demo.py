@@ -18,7 +18,7 @@ ROW = "{:<8} {:>9} {:>9} {:>7} {:>9} {:>9} {:>9} {:>9}"
 
 def main() -> None:
     OUTPUT.mkdir(exist_ok=True)
-    codec.decode(codec.encode(np.zeros((1, 24_000), np.float32), 24_000))    # loads the weights, which is not to be timed
+    codec.decode(codec.encode(np.zeros((1, 24_000), np.float32), 24_000))     # load the weights before timing
     print(ROW.format("", "original", "nac", "true", "encoding", "decoding", "SI-SDR", "log-mel"))
     print(ROW.format("clip", "bytes", "bytes", "kbps", "x real t.", "x real t.", "dB", "distance"))
     for source in sorted(EXAMPLES.glob("*.flac")):
