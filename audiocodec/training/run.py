@@ -59,7 +59,7 @@ def finish(generator: Generator, shards: list[Shard], run: Path, minutes: float,
     entropy_config, entropy_tensors, report = train_entropy(
         codes, books, minutes=minutes * 2 / 3, seed=config.seed, device=device)
     description = {"codec": asdict(config.model), "entropy": asdict(entropy_config),
-                   "about": {"command": shlex.join(sys.argv), "entropy": report, **about}}
+                   "about": {"command": shlex.join(["nac", *sys.argv[1:]]), "entropy": report, **about}}
     tensors |= {f"entropy.{name}": value for name, value in entropy_tensors.items()}
     target = run / "model.safetensors"
     partial = target.with_suffix(".part")
