@@ -12,7 +12,6 @@ import numpy as np
 from audiocodec import audio, container, rate, weights
 from audiocodec.entropy import MAX_FRAMES
 from audiocodec.errors import AudioError, FormatError, ModelError, NacError
-from audiocodec.model import ModelConfig
 from audiocodec.tokens import DEFAULT_MODEL, Codec, StreamDecoder, StreamEncoder, choose_device
 
 DEFAULT_KBPS = 6.0
@@ -85,12 +84,11 @@ class _Wish:
         if self.codebooks is None and not (self.kbps and MIN_KBPS <= self.kbps <= MAX_KBPS):
             raise NacError(f"{self.kbps} kbps; nac codes at {MIN_KBPS:g} to {MAX_KBPS:g}")
 
-    def most_books(self, model: ModelConfig) -> int:
+    def most_books(self, codec: Codec) -> int:
         """Books per channel that are worth computing: those that would fit if two thirds of their bits were saved."""
         if self.codebooks is None:
-            return min(model.num_books, math.ceil(3 * self.kbps * 1000 / model.bits_per_book))
-        if not 1 <= self.codebooks <= model.num_books:
-            raise NacError(f"{self.codebooks} codebooks; this model has 1 to {model.num_books}")
+            return min(codec.config.num_books, math.ceil(3 * self.kbps * 1000 / codec.config.bits_per_book))
+        codec.check_books(self.codebooks)
         return self.codebooks
 
 
@@ -136,7 +134,7 @@ def encode_file(source: Path, target: Path, *, kbps: float | None = DEFAULT_KBPS
 def _encode(codec: Codec, blocks: Iterable[np.ndarray], source: _Source, file, wish: _Wish,
             progress: Callable[[float], None]) -> EncodeResult:
     """Write one file; progress(share) hears of it, half for the networks and half for the coding."""
-    codes, num_samples = _analyse(codec, blocks, source, wish.most_books(codec.config), progress)
+    codes, num_samples = _analyse(codec, blocks, source, wish.most_books(codec), progress)
     segments = [codes[:, :, at:at + _SEGMENT_FRAMES] for at in range(0, codes.shape[2], _SEGMENT_FRAMES)]
     coder = codec.coder(wish.entropy)
     seconds = num_samples / source.sample_rate

@@ -43,7 +43,7 @@ class Codec:
         """
         if samples.ndim != 3 or samples.shape[1] != 1:
             raise NacError(f"samples of shape {samples.shape}; expected (batch, 1, samples)")
-        self._check_books(num_books)
+        self.check_books(num_books)
         samples = np.ascontiguousarray(samples, np.float32)
         encoder = StreamEncoder(self, len(samples), num_books)
         return np.concatenate([encoder.push(samples[:, 0]), encoder.flush()], 2)
@@ -57,11 +57,12 @@ class Codec:
             raise NacError(f"codes of shape {codes.shape}, {codes.dtype}; expected integers of (batch, books, frames)")
         if codes.size and not 0 <= codes.min() <= codes.max() < BOOK_SIZE:
             raise NacError(f"codes from {codes.min()} to {codes.max()}; expected 0 to {BOOK_SIZE - 1}")
-        self._check_books(codes.shape[1])
+        self.check_books(codes.shape[1])
         codes = np.ascontiguousarray(codes, np.int64)
         return StreamDecoder(self, len(codes)).push(codes, np.full(len(codes), codes.shape[1]))[:, None]
 
-    def _check_books(self, num_books: int) -> None:
+    def check_books(self, num_books: int) -> None:
+        """Raise NacError for a count of codebooks that the model does not have."""
         if not 1 <= num_books <= self.config.num_books:
             raise NacError(f"{num_books} codebooks; this model has 1 to {self.config.num_books}")
 
