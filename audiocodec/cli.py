@@ -1,6 +1,7 @@
 """The nac command: read options, make one call for each file, print one line; imports are late for speed."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -31,6 +32,16 @@ def _check_output(context, parameter, text: str | None) -> str | None:
     if text == "-":
         raise click.BadParameter("pipes are not supported yet.")
     return text
+
+
+def _check_stages(context, parameter, text: str | None) -> tuple[str, ...] | None:
+    if text is None:
+        return None
+    known = ("reconstruction", "adversarial", "polish", "entropy")
+    for stage in text.split(","):
+        if stage not in known:
+            raise click.BadParameter(f"{stage!r} is none of {', '.join(known)}.")
+    return tuple(stage for stage in known if stage in text.split(","))
 
 
 _path = click.Path(path_type=Path)
@@ -149,22 +160,54 @@ def verify(sources, model):
 @click.argument("sources", metavar="FOLDER...", nargs=-1, required=True,
                 type=click.Path(exists=True, path_type=Path))
 @click.option("--out", "run", metavar="RUN", required=True, type=click.Path(file_okay=False, path_type=Path),
-              help="Folder of the run: checkpoints, metrics, and in the end model.safetensors.")
-@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), default=90, show_default=True,
-              help="How long to train, the entropy model included; a resumed run keeps its own.")
-@click.option("--resume", is_flag=True, help="Go on with the run in RUN.")
+              help="Folder of the run: checkpoints, metrics, report, and in the end model.safetensors.")
+@click.option("--config", metavar="NAME|FILE", default="nac-24k", show_default=True,
+              help="Settings: a preset (nac-24k, nac-24k-gpu, tiny), or a TOML file that lists what differs.")
+@click.option("--valid", metavar="FOLDER", multiple=True, type=click.Path(exists=True, path_type=Path),
+              help="Audio to validate on.  [default: about one in a hundred of the files]")
+@click.option("--minutes", type=click.FloatRange(min=0, min_open=True),
+              help="How long to train, the entropy model included.  [default: 90]")
+@click.option("--updates", type=click.IntRange(min=1), help="How long to train, in updates, instead of --minutes.")
+@click.option("--stages", metavar="STAGE,...", callback=_check_stages,
+              help="Only these of reconstruction, adversarial, polish and entropy.")
+@click.option("--seed", type=click.IntRange(min=0), help="Another random start.  [default: the configuration's]")
+@click.option("--init", metavar="NAME|FILE", help="Begin from these weights, to fit them to other audio.")
+@click.option("--resume", is_flag=True, help="Go on with the run in RUN, to its own end unless a new one is given.")
 @click.option("--licence", default="", help="What to say of the weights' licence, in the weights file.")
 @click.option("--origin", default="", help="What to say of the training audio, in the weights file.")
 @_device
-def train(sources, run, minutes, resume, licence, origin, device):
-    """Train a model on folders of audio, or on packed shards (.npy)."""
+def train(sources, run, config, valid, minutes, updates, stages, seed, init, resume, licence, origin, device):
+    """Train a model on folders of audio (WAV, FLAC, Ogg, Opus, MP3), or on packed shards (.npy).
+
+    Ctrl-C saves, and --resume goes on. On several GPUs: torchrun --nproc_per_node N -m audiocodec train ...
+    """
+    if minutes and updates:
+        raise click.UsageError("--minutes and --updates exclude each other.")
+    if resume and init:
+        raise click.UsageError("--resume and --init exclude each other.")
+    from audiocodec.training import config as configs
     from audiocodec.training import run as training
 
     failures = _Failures()
     with failures.caught(run):
-        model = training.train(list(sources), run, minutes=minutes, device=device, resume=resume,
-                               about={"licence": licence, "origin": origin})
-        click.echo(f"{model}: done; nac encode --model {model} ...", err=True)
+        settings = configs.load(config)
+        if seed is not None:
+            settings = dataclasses.replace(settings, seed=seed)
+        plan = None
+        if not resume or minutes or updates or stages:
+            plan = training.Plan(None if updates else minutes or 90, updates, stages or configs.STAGES)
+        try:
+            made = training.train(
+                training.Material(list(sources), list(valid)), run, settings, plan, device=device, resume=resume,
+                init=init, about={"licence": licence, "origin": origin})
+        except KeyboardInterrupt:
+            if (run / "last.pt").exists():
+                _complain(f"{run}: saved; the same command with --resume goes on")
+            raise
+        if made and made.suffix == ".pt":
+            click.echo(f"{made}: done; --resume --stages entropy makes model.safetensors of it", err=True)
+        elif made:
+            click.echo(f"{made}: done; nac encode --model {made} ...", err=True)
     failures.exit()
 
 

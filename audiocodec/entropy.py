@@ -43,15 +43,15 @@ class EntropyConfig:
     """The sizes of the model, and the SHA-256 of the tables that it must give for fixed codes."""
 
     num_books: int = 32
-    detailed_books: int = 16       # later books' members are taken as equally likely
+    detailed_books: int = 16       # later books' members are taken as equally likely, and tell nothing of others
     context_books: int = 4         # books of the previous frame that the transformer sees
     layers: int = 2
     width: int = 128
     heads: int = 2
     feed_forward: int = 384
     window: int = 64               # frames that attention reaches back, the current one included
-    head_width: int = 128
-    head_hidden: int = 128
+    head_width: int = 88
+    head_hidden: int = 88
     answer: str = ""
 
     def shapes(self) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -66,8 +66,8 @@ class EntropyConfig:
             "input": ("int8", (self.context_books, BOOK_SIZE + 1, width)),
             "context": ("int8", (head, width)),
             "context_bias": ("int32", (head,)),
-            "here": ("int8", (books, BOOK_SIZE, head)),
-            "before": ("int8", (books, BOOK_SIZE + 1, head)),
+            "here": ("int8", (detailed, BOOK_SIZE, head)),
+            "before": ("int8", (detailed, BOOK_SIZE + 1, head)),
             "hidden": ("int8", (books, hidden, head)),
             "hidden_bias": ("int32", (books, hidden)),
             "class": ("int8", (books, CLASSES, hidden)),
@@ -195,7 +195,8 @@ class EntropyModel:
 
     def hidden(self, book: int, sums: np.ndarray, previous: np.ndarray) -> np.ndarray:
         """Context plus earlier books (N, E), and this book's places a frame ago (N,) -> hidden values (N, H)."""
-        inputs = _limited(sums + self._before[book].take(previous, 0), -LIMIT)
+        past = self._before[book].take(previous, 0) if book < self.config.detailed_books else 0
+        inputs = _limited(sums + past, -LIMIT)
         return _limited(_rounded(inputs @ self._hidden[book] + self._hidden_bias[book]), 0)
 
     def class_counts(self, book: int, hidden: np.ndarray) -> np.ndarray:
@@ -219,7 +220,8 @@ class EntropyModel:
 
     def add(self, book: int, sums: np.ndarray, places: np.ndarray) -> None:
         """Add this book's places (N,) to the sums (N, E) that later books start from."""
-        sums += self._here[book].take(places, 0)
+        if book < self.config.detailed_books:
+            sums += self._here[book].take(places, 0)
 
 
 class _Layer:

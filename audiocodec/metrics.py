@@ -53,6 +53,8 @@ def pesq_wb(reference: np.ndarray, decoded: np.ndarray, sample_rate: int) -> flo
     Both are resampled to 16 kHz. Needs the package pesq.
     """
     pesq = _optional("pesq")
+    if not (reference.any() and decoded.any()):
+        return math.nan
     try:
         return float(pesq.pesq(16_000, resample(reference, sample_rate, 16_000),
                                resample(decoded, sample_rate, 16_000), "wb"))

@@ -191,7 +191,8 @@ def test_training_ends_in_an_integer_model_that_does_what_its_twin_does():
     rng = np.random.default_rng(0)
     codebooks = rng.normal(size=(6, BOOK_SIZE, 5)).astype(np.float32)
     codes = rng.integers(0, 4, (6, 1500)) * 200
-    config, tensors, report = training.train_entropy([codes], codebooks, config=TINY, updates=12, batch=2, rate=0.02)
+    config, tensors, report = training.train_entropy(
+        codes[None], codebooks, config=TINY, updates=12, batch=2, rate=0.02)
     assert EntropyModel(config, tensors).answer() == config.answer
     assert np.mean(report["integer"]) < 9
     assert report["integer"] == pytest.approx(report["float"], rel=0.03)
@@ -204,7 +205,7 @@ def test_training_ends_in_an_integer_model_that_does_what_its_twin_does():
     net.limit()
     net.rounding, net.layers[1].distance.data[:, 3] = True, 0.5
     model = EntropyModel(TINY, net.integers() | {"order": training.class_ranks(codebooks).astype(np.int16)})
-    stream = training._stream([codes[:, :300]], training.class_ranks(codebooks))
+    stream = training._stream(codes[None, :, :300], training.class_ranks(codebooks))
     twin, integer = training.twin_bits(net, stream, "cpu"), training.integer_bits(model, stream)
     assert integer == pytest.approx(twin, rel=2e-3)
 
@@ -235,7 +236,8 @@ def reference_tables(config, tensors, codes, num_books):
             x = x + reference_layer(config, tensors, f"layers.{i}.", x, memory[i])
         sums = nearest(tensors["context"] @ reference_norm(x) + tensors["context_bias"], 128)
         for k in range(books):
-            inputs = (sums + tensors["before"][k, previous[k]]).clip(-127, 127)
+            past = tensors["before"][k, previous[k]] if k < config.detailed_books else 0
+            inputs = (sums + past).clip(-127, 127)
             hidden = nearest(tensors["hidden"][k] @ inputs + tensors["hidden_bias"][k], 128).clip(0, 127)
             symbols[t, k] = divmod(places[k, t], 32)
             scores = tensors["class"][k] @ hidden + tensors["class_bias"][k]
@@ -246,7 +248,8 @@ def reference_tables(config, tensors, codes, num_books):
                 tables[t, k, 1] = reference_counts(tensors, scores)
             else:
                 tables[t, k, 1] = 2 ** 24 // 32 - 1
-            sums = sums + tensors["here"][k, places[k, t]]
+            if k < config.detailed_books:
+                sums = sums + tensors["here"][k, places[k, t]]
     return tables, symbols
 
 

@@ -1,72 +1,94 @@
+import dataclasses
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from click.testing import CliRunner
 
-from audiocodec.errors import AudioError
+from audiocodec import codec, metrics, weights
+from audiocodec.cli import cli
+from audiocodec.entropy import EntropyConfig
+from audiocodec.errors import NacError
 from audiocodec.model import ModelConfig
 from audiocodec.quantizer import ResidualQuantizer
+from audiocodec.training import config as configs
 from audiocodec.training import loop
-from audiocodec.training.codebooks import CodebookTrainer, kmeans_start
-from audiocodec.training.data import Crops, Shard, pack
-from audiocodec.training.losses import Balancer, SpectralDistance, waveform_distance
-from audiocodec.training.loop import TrainConfig, Trainer
+from audiocodec.training.codebooks import CodebookTrainer, kmeans_start, refit
+from audiocodec.training.data import Crops, clips
+from audiocodec.training.distributed import Team
+from audiocodec.training.losses import Balancer, LoudnessDistance, SpectrumDistance, waveform_distance
+from audiocodec.training.loop import Trainer
+from audiocodec.training.sources import open_source
+from audiocodec.training.validation import validate
 
-TINY = TrainConfig(
+TINY = dataclasses.replace(
+    configs.load("tiny"), batch=2, crop=6400, start_crops=40, refit_crops=80, validate_updates=100,
     model=ModelConfig(latent_dim=32, encoder_width=32, encoder_blocks=1, decoder_width=32, decoder_blocks=1,
-                      num_books=4, book_size=64),
-    batch=2, crop=6400, compile=False)
+                      num_books=4, book_size=64))
 
 
 @pytest.fixture(scope="module")
-def shard(tmp_path_factory, request):
+def folder(tmp_path_factory, request):
     folder = tmp_path_factory.mktemp("some audio")
     shutil.copy(request.config.rootpath / "examples" / "speech.flac", folder)
     (folder / "broken.wav").write_bytes(b"RIFF, but no more than that")
-    return Shard.open(pack(folder, tmp_path_factory.mktemp("run"), 24_000))
+    return folder
 
 
-@pytest.fixture(autouse=True)
-def few_crops(monkeypatch):
-    monkeypatch.setattr(loop, "_START_CROPS", 20)
+@pytest.fixture(scope="module")
+def source(folder, tmp_path_factory):
+    return open_source(folder, tmp_path_factory.mktemp("index"), 24_000)
 
 
-def _trainer(shard, run, updates):
+def _trainer(source, run, updates, config=TINY):
     run.mkdir(exist_ok=True)
-    lengths = dict.fromkeys(loop.STAGES, updates)
-    return Trainer(TINY, Crops([shard], TINY.crop, 0), run, "cpu", lengths, count_updates=True)
+    crops = Crops([source], config.crop, 24_000, config.seed)
+    lengths = dict.fromkeys(configs.STAGES, updates)
+    return Trainer(config, crops, clips([source], 24_000, 2, 2), run, Team(), lengths, True)
 
 
-def test_a_shard_holds_the_audio_and_leaves_out_broken_files(shard, request):
-    samples, _ = soundfile.read(request.config.rootpath / "examples" / "speech.flac", dtype="int16")
-    assert shard.spans.tolist() == [[0, len(samples)]]
-    assert np.abs(shard.samples.astype(int) - samples).max() <= 1
+def _lines(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_folder_without_audio_is_named(tmp_path):
-    with pytest.raises(AudioError, match="no audio found"):
-        pack(tmp_path, tmp_path / "run", 24_000)
+# Losses
 
-
-def test_crops_are_varied_and_reproducible(shard):
-    first, second = (Crops([shard], 4800, 3).batch(40) for _ in range(2))
-    assert np.array_equal(first, second)
-    assert first.shape == (40, 4800) and np.abs(first).max() <= 1
-    assert len({crop.tobytes() for crop in first}) >= 38
-
-
-def test_distances_are_zero_only_for_equal_samples():
-    distance = SpectralDistance(24_000, floor=1e-5)
+@pytest.mark.parametrize("distance", [
+    LoudnessDistance(24_000, 256), LoudnessDistance(24_000, 768), SpectrumDistance(768)])
+def test_distances_are_least_for_equal_samples(distance):
     samples = torch.randn(2, 6400, generator=torch.Generator().manual_seed(0)) * 0.1
-    target = distance.spectra(samples)
-    assert not any(d.any() for d in distance(samples, target))
-    assert all((d > 0.01).all() for d in distance(samples * 1.5, target))
-    mel, complex_ = distance(-samples, target)
-    assert not mel.any() and (complex_ > 0.01).all()          # the mel term is blind to phase, the others are not
+    same, louder, much_louder = (distance(samples * gain, samples) for gain in (1, 1.5, 3))
+    assert (same < 0.01).all() and (louder > 2 * same).all() and (much_louder > 2 * louder).all()
+
+
+def test_only_the_spectrum_and_the_waveform_see_phase():
+    samples = torch.randn(2, 6400, generator=torch.Generator().manual_seed(0)) * 0.1
+    assert torch.allclose(LoudnessDistance(24_000, 768)(-samples, samples), torch.tensor(1e-3), atol=1e-4)
+    assert (SpectrumDistance(768)(-samples, samples) > 0.05).all()
     assert float(waveform_distance(samples * 0.5, samples)) == pytest.approx(0.5)
+
+
+def test_loudness_follows_the_ear():
+    """Zwicker and Fastl: loudness doubles every 10 dB or a little more (0.23 of the power: 1.7 times), and what lies
+    under the threshold in quiet, 3 dB SPL at 1 kHz and over 40 dB at 40 Hz, is not heard."""
+    seconds = torch.arange(24_000) / 24_000
+    distance = LoudnessDistance(24_000, 768)
+
+    def loudness(frequency, level):              # of a sine, in dB SPL, with full scale at 103
+        samples = 10 ** ((level - 103) / 20) * torch.sin(2 * torch.pi * frequency * seconds)
+        return float(distance.loudness(samples[None])[0, :, 10:-10].max())
+
+    assert loudness(1000, 70) / loudness(1000, 60) == pytest.approx(10 ** 0.23, rel=0.1)
+    assert loudness(1000, -3) == 0 and loudness(1000, 15) > 0
+    assert loudness(40, 30) == 0
 
 
 def test_the_balancer_gives_each_loss_its_share():
@@ -75,6 +97,8 @@ def test_the_balancer_gives_each_loss_its_share():
     gradient = Balancer({"small": 3.0, "large": 1.0}).gradient(losses, output)
     assert gradient.tolist() == pytest.approx([0.75, 0.25])
 
+
+# Codebooks
 
 def test_every_book_sends_the_encoder_its_gradient():
     torch.manual_seed(0)
@@ -105,41 +129,192 @@ def test_books_follow_what_they_see_and_keep_their_zero():
     assert error < 0.9 * latents.var()
 
 
-@torch.no_grad()
-def _mel_distance(trainer, shard):
-    samples = torch.from_numpy(shard.samples[:96_000].astype(np.float32) / 32768)[None]
-    generator = trainer.average
-    codes = generator.quantizer.encode(generator.latents(samples), 4)
-    made = generator.samples(generator.quantizer.decode(codes), torch.tensor([4]))
-    return float(trainer.distance(made, trainer.distance.spectra(samples))[0])
+def test_a_refit_wastes_no_entry():
+    """Four far clusters and a book whose entries all sit in one of them: Lloyd's algorithm alone would leave it so."""
+    torch.manual_seed(0)
+    centres = torch.tensor([[0., 0.], [10., 0.], [0., 10.], [10., 10.]])
+    latents = centres.repeat(100, 1) + 0.1 * torch.randn(400, 2)
+    quantizer = ResidualQuantizer(1, 8, 2)
+    quantizer.codebooks[0] = 0.1 * torch.randn(8, 2)
+    refit(quantizer, latents, rounds=8)
+    nearest = torch.cdist(centres, quantizer.codebooks[0]).min(1).values
+    assert (nearest < 0.3).all()
 
 
-def test_training_goes_through_its_stages_and_its_loss_falls(shard, tmp_path):
-    trainer = _trainer(shard, tmp_path, 100)
+# Runs
+
+def test_training_goes_through_its_stages_and_its_loss_falls(source, tmp_path):
+    trainer = _trainer(source, tmp_path, 60)
     trainer.start()
-    before = _mel_distance(trainer, shard)
+    before = validate(trainer.average, trainer.clips)["score"]
     trainer.fit()
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [line["stage"] for line in lines] == list(loop.STAGES)
-    assert _mel_distance(trainer, shard) < 0.95 * before
-    assert "critic" in lines[1] and "critic" not in lines[0]
+    lines = _lines(tmp_path)
+    stages = [line["stage"] for line in lines if "valid" not in line]
+    assert stages == list(loop.CODEC_STAGES)
+    scores = [line["valid"]["score"] for line in lines if "valid" in line]
+    assert len(scores) == 3 and max(scores) < before
+    assert "critic" in lines[2] and "critic" not in lines[0]
+    assert validate(trainer.average, trainer.clips)["score"] == pytest.approx(scores[-1])
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(shard, tmp_path):
-    straight = _trainer(shard, tmp_path / "straight", 6)
+def test_a_resumed_run_equals_an_uninterrupted_one(source, tmp_path):
+    straight = _trainer(source, tmp_path / "straight", 6)
     straight.start()
     straight.fit()
 
-    halted = _trainer(shard, tmp_path / "halted", 6)
+    halted = _trainer(source, tmp_path / "halted", 6)
     halted.start()
-    updates = iter(range(9))                                  # into the second stage
-    update = halted.update
-    halted.update = lambda: update() if next(updates, None) is not None else (_ for _ in ()).throw(KeyboardInterrupt)
+    updates, update = iter(range(8)), halted.update
+
+    def interrupted():
+        if next(updates, None) is None:          # in the second stage
+            os.kill(os.getpid(), signal.SIGINT)
+        return update()
+
+    halted.update = interrupted
     with pytest.raises(KeyboardInterrupt):
         halted.fit()
-    resumed = _trainer(shard, tmp_path / "halted", 6)
+    resumed = _trainer(source, tmp_path / "halted", 6)
     resumed.resume()
+    assert (resumed.stage, resumed.updates) == ("adversarial", 3)
     resumed.fit()
 
     for mine, theirs in zip(resumed.average.state_dict().values(), straight.average.state_dict().values()):
         assert torch.equal(mine, theirs)
+
+
+def test_another_configuration_cannot_be_resumed(source, tmp_path):
+    trainer = _trainer(source, tmp_path, 1)
+    trainer.start()
+    trainer.save()
+    with pytest.raises(NacError, match="what differs: commitment"):
+        _trainer(source, tmp_path, 1, dataclasses.replace(TINY, commitment=0.5)).resume()
+
+
+def test_weights_that_are_not_finite_are_not_kept(source, tmp_path):
+    trainer = _trainer(source, tmp_path, 3)
+    trainer.start()
+    trainer.save()
+    good = (tmp_path / "last.pt").read_bytes()
+    trainer.generator.decoder.network.leave.bias.data.fill_(float("nan"))
+    with pytest.raises(NacError, match="not finite.*last good checkpoint"):
+        trainer.fit()
+    assert (tmp_path / "last.pt").read_bytes() == good
+
+
+def _nac(*arguments):
+    return CliRunner().invoke(cli, ["train", *map(str, arguments)], catch_exceptions=False)
+
+
+def test_a_tiny_model_learns_a_few_seconds_by_heart(tmp_path, request):
+    """The whole way: nac train on four seconds of speech, then encode and decode with what came out."""
+    samples, rate = soundfile.read(request.config.rootpath / "examples" / "speech.flac", dtype="float32")
+    clip = resampled(samples[:4 * rate], rate)
+    (tmp_path / "audio").mkdir()
+    soundfile.write(tmp_path / "audio" / "a clip.wav", clip, 24_000)
+    run = tmp_path / "run"
+    done = _nac(tmp_path / "audio", "--out", run, "--config", "tiny", "--updates", 400, "--licence", "CC0")
+    assert not done.exit_code, done.output
+
+    losses = [line["loudness"] for line in _lines(run) if "loudness" in line]
+    assert losses[-1] < 0.8 * losses[0]
+    model = str(run / "model.safetensors")
+    assert weights.load(model).config["about"]["licence"] == "CC0"
+    decoded, _ = codec.decode(codec.encode(clip[None], 24_000, kbps=12, model=model), model=model)
+    assert metrics.si_sdr(clip, decoded[0], 24_000) > 3.5
+    assert "RUN exists" not in _nac(tmp_path / "audio", "--out", run).output
+
+
+def resampled(samples, rate):
+    return metrics.resample(samples, rate, 24_000)
+
+
+def test_two_processes_train_as_one(folder, tmp_path):
+    """Under torchrun; only the leader writes and speaks."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone",
+               "-m", "audiocodec", "train", str(folder), "--out", str(tmp_path / "run"),
+               "--config", str(_small(tmp_path)), "--updates", "12"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("done; nac encode") == 1
+    assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+def _small(tmp_path):
+    path = tmp_path / "small.toml"
+    path.write_text('base = "tiny"\n[model]\nnum_books = 2\nencoder_width = 32\ndecoder_width = 32\n'
+                    '[entropy]\ndetailed_books = 2\ncontext_books = 2\n[training]\nbatch = 2\nstart_crops = 24\n'
+                    'refit_crops = 24\n')
+    return path
+
+
+def test_a_killed_command_goes_on(folder, tmp_path):
+    """SIGINT after the first lines of metrics, then --resume to the end."""
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "audiocodec", "train", str(folder), "--out", str(run), "--config",
+               str(_small(tmp_path)), "--updates", "150"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    ends = time.monotonic() + 120
+    while not (run / "metrics.jsonl").exists() and time.monotonic() < ends:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 130 and "--resume goes on" in stderr and "Traceback" not in stderr
+    assert _nac(folder, "--out", run, "--config", _small(tmp_path)).output.endswith("--resume goes on with it\n")
+    assert not _nac(folder, "--out", run, "--config", _small(tmp_path), "--resume").exit_code
+    assert (run / "model.safetensors").exists()
+
+
+# Errors
+
+@pytest.mark.parametrize("text, message", [
+    ("[training]\nbtach = 4", "unknown key in [training]: btach; the nearest is batch"),
+    ("[modle]\nhop = 4", "unknown table: modle; the nearest is model"),
+    ("[training]\nbatch = 'many'", "training.batch = 'many'; expected a int, such as 8"),
+    ("[training]\ncrop = 1000", "training.crop = 1000; expected 16 times the hop, 320, or more of it"),
+    ("base = 'huge'", "base 'huge'; expected one of nac-24k, nac-24k-gpu, tiny"),
+    ("[training", "small.toml: "),
+])
+def test_a_wrong_configuration_is_named(tmp_path, text, message):
+    path = tmp_path / "small.toml"
+    path.write_text(text)
+    with pytest.raises(NacError) as error:
+        configs.load(str(path))
+    assert message in str(error.value)
+
+
+def test_the_configuration_and_the_code_agree():
+    settings = configs.load("nac-24k")
+    assert settings.model == ModelConfig()
+    assert settings.entropy == EntropyConfig()
+    for preset in configs.presets():
+        assert configs.load(preset).model.book_size == 1024
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--minutes", "1", "--updates", "1"], "exclude each other"),
+    (["--stages", "polishing"], "is none of reconstruction, adversarial, polish, entropy"),
+    (["--resume", "--init", "nac-24k"], "exclude each other"),
+    (["--config", "nothing.toml"], "nothing.toml: no such configuration"),
+    (["--resume"], "nothing to resume"),
+    (["--init", "nothing"], "nothing: no such model"),
+])
+def test_wrong_usage_gives_one_line(folder, tmp_path, arguments, message):
+    result = _nac(folder, "--out", tmp_path / "run", *arguments)
+    assert result.exit_code and message in result.output
+    assert not (tmp_path / "run").exists()
+
+
+def test_cuda_that_is_not_there_is_named(folder, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is CUDA")
+    result = _nac(folder, "--out", tmp_path / "run", "--device", "cuda")
+    assert result.exit_code == 1 and "CUDA" in result.output
+
+
+def test_a_folder_without_audio_is_named(tmp_path):
+    (tmp_path / "empty").mkdir()
+    result = _nac(tmp_path / "empty", "--out", tmp_path / "run", "--config", "tiny")
+    assert result.exit_code == 1 and "no audio found" in result.output
+    assert np.array_equal(result.output.count("\n"), 1)

@@ -7,34 +7,66 @@ import torch
 from torch import Tensor
 
 from audiocodec.quantizer import ResidualQuantizer, nearest
+from audiocodec.training.distributed import Team
+
+_LEAST_USE = 0.05            # an entry is dead that is chosen less often than so much of the average
 
 
 @torch.no_grad()
 def kmeans_start(quantizer: ResidualQuantizer, latents: Tensor, rounds: int = 8) -> None:
     """Fit the books in turn to latents (N, D), each to what the books before it left over."""
-    num_books, size, _ = quantizer.codebooks.shape
     residual = latents.clone()
-    for k in range(num_books):
-        book = residual[torch.randperm(len(residual))[:size]].clone()
+    size = quantizer.codebooks.shape[1]
+    for k in range(len(quantizer.codebooks)):
+        quantizer.codebooks[k] = residual[torch.randperm(len(residual), device=residual.device)[:size]]
+        residual = _fit_book(quantizer.codebooks[k], residual, rounds)
+
+
+@torch.no_grad()
+def refit(quantizer: ResidualQuantizer, latents: Tensor, rounds: int = 6) -> None:
+    """Fit the books anew to latents (N, D), from where they are: averages over small batches lag, and are noisy."""
+    residual = latents.clone()
+    for book in quantizer.codebooks:
+        residual = _fit_book(book, residual, rounds)
+
+
+def _fit_book(book: Tensor, residual: Tensor, rounds: int) -> Tensor:
+    """Lloyd's algorithm on `book` in place, dead entries restarted in all rounds but the last two; what is left."""
+    for i in range(rounds):
+        index = nearest(residual, book)
+        counts = torch.bincount(index, minlength=len(book))
+        sums = torch.zeros_like(book).index_add_(0, index, residual)
+        if i < rounds - 2:
+            dead = counts < _LEAST_USE * len(residual) / len(book)
+            fresh = _farthest(residual, residual - book[index], int(dead.sum()))
+        book.copy_(torch.where(counts[:, None] > 0, sums / counts[:, None].clamp_min(1), book))
+        if i < rounds - 2:
+            book[dead] = fresh
         book[0] = 0
-        for _ in range(rounds):
-            index = nearest(residual, book)
-            counts = torch.bincount(index, minlength=size)[:, None]
-            sums = torch.zeros_like(book).index_add_(0, index, residual)
-            book = torch.where(counts > 0, sums / counts.clamp_min(1), residual[torch.randint(len(residual), (size,))])
-            book[0] = 0
-        quantizer.codebooks[k] = book
-        residual -= book[nearest(residual, book)]
+    return residual - book[nearest(residual, book)]
+
+
+def _farthest(vectors: Tensor, errors: Tensor, count: int) -> Tensor:
+    """`count` of the vectors (N, D), drawn in proportion to their squared errors (N, D)."""
+    if not count:
+        return vectors[:0]
+    weights = errors.square().sum(1).double() + 1e-20
+    at = torch.rand(count, dtype=torch.float64, device=vectors.device) * weights.sum()
+    return vectors[torch.searchsorted(weights.cumsum(0), at).clamp_max(len(vectors) - 1)]
 
 
 class CodebookTrainer:
-    """Quantizes training batches and moves the books after them."""
+    """Quantizes training batches and moves the books after them, on all processes of a team alike."""
 
-    def __init__(self, quantizer: ResidualQuantizer, decay: float = 0.99, least_use: float = 0.02):
-        self.quantizer, self.decay, self.least_use = quantizer, decay, least_use
-        books = quantizer.codebooks
-        self.counts = torch.ones(books.shape[:2], device=books.device)
-        self.sums = books.clone()
+    def __init__(self, quantizer: ResidualQuantizer, decay: float = 0.998, team: Team = Team()):
+        self.quantizer, self.decay, self.team = quantizer, decay, team
+        self.counts = torch.ones_like(quantizer.codebooks[..., 0])     # (K, V), 1 on average
+        self.sums = quantizer.codebooks.clone()                        # (K, V, D)
+
+    def restart(self) -> None:
+        """Take the books as they are for the averages; to be called when something else has set them."""
+        self.counts.fill_(1)
+        self.sums.copy_(self.quantizer.codebooks)
 
     def quantize(self, latents: Tensor, num_books: Tensor, learn: bool) -> tuple[Tensor, Tensor]:
         """Latents (B, D, T) and each item's number of books (B,) -> quantized latents and the commitment loss.
@@ -47,29 +79,38 @@ class CodebookTrainer:
         remaining = num_books.repeat_interleave(frames)
         quantized = torch.zeros_like(rows)
         commitment = rows.new_zeros(())
-        for k in range(int(num_books.max())):
+        seen = []
+        for book, k in zip(self.quantizer.codebooks, range(int(num_books.max()))):
             active = (remaining > k).nonzero()[:, 0]
             residual = rows[active] - quantized[active]
-            index = nearest(residual.detach(), self.quantizer.codebooks[k])
-            chosen = self.quantizer.codebooks[k][index]
+            index = nearest(residual.detach(), book)
+            chosen = book[index]
             commitment = commitment + (residual - chosen).square().sum() / len(rows)
-            if learn:
-                self._move(k, index, residual.detach())
+            seen.append((residual.detach(), chosen, index))
             quantized = quantized.index_add(0, active, chosen)
+        if learn:
+            self._move(seen)
         straight = rows + (quantized - rows).detach()
         return straight.reshape(batch, frames, dim).transpose(1, 2), commitment / dim
 
     @torch.no_grad()
-    def _move(self, k: int, index: Tensor, residual: Tensor) -> None:
-        counts, sums = self.counts[k], self.sums[k]
-        hits = torch.bincount(index, minlength=len(counts)).to(counts)
-        counts.mul_(self.decay).add_(hits, alpha=1 - self.decay)
-        sums.mul_(self.decay).index_add_(0, index, residual, alpha=1 - self.decay)
-        average = counts.mean()
-        dead = (counts < self.least_use * average).nonzero()[:, 0]
-        if len(dead):
-            counts[dead] = average
-            sums[dead] = residual[torch.randint(len(residual), (len(dead),), device=residual.device)] * average
-        book = sums / counts[:, None].clamp_min(1e-8)
-        book[0] = 0
-        self.quantizer.codebooks[k] = book
+    def _move(self, seen: list[tuple[Tensor, Tensor, Tensor]]) -> None:
+        """Move each book after the residuals (N, D) that it saw, for which it gave entries (N, D) of numbers (N,)."""
+        counts, sums = torch.zeros_like(self.counts), torch.zeros_like(self.sums)
+        for k, (residual, _, index) in enumerate(seen):
+            counts[k] = torch.bincount(index, minlength=counts.shape[1])
+            sums[k].index_add_(0, index, residual)
+        self.team.sum(counts, sums)
+        total = counts.sum(1, keepdim=True)
+        share = (1 - self.decay) * (total > 0)                          # a book that nobody used stays
+        scale = counts.shape[1] / total.clamp_min(1)
+        self.counts.lerp_(counts * scale, share)
+        self.sums.lerp_(sums * scale[..., None], share[..., None])
+        dead = self.counts < _LEAST_USE
+        for k in dead[:len(seen)].any(1).nonzero()[:, 0].tolist():
+            residual, chosen, _ = seen[k]
+            self.sums[k, dead[k]] = _farthest(residual, residual - chosen, int(dead[k].sum()))
+            self.counts[k, dead[k]] = 1
+        self.team.share(self.counts, self.sums)
+        self.quantizer.codebooks.copy_(self.sums / self.counts[..., None].clamp_min(1e-6))
+        self.quantizer.codebooks[:, 0] = 0

@@ -6,14 +6,18 @@ gradients pass straight through it. Bengio et al.: "Estimating or propagating gr
 2018.
 """
 import math
+import os
 import re
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from audiocodec.entropy import (
     ABSENT, ACTIVATION_BITS, ATTENTION_SCALE, ATTENTION_STEPS, BOOK_SIZE, CLASSES, LIMIT, MAX_FRAMES, MEMBERS,
@@ -28,47 +32,94 @@ _EIGHT_BITS = {"first": _WEIGHT, "second": _WEIGHT, "context": _WEIGHT, "hidden"
 _OF_BOOKS = ("here", "before", "hidden", "hidden_bias", "class", "class_bias", "member", "member_bias")
 _RANGE = 7                         # scores are limited to as many nats on either side of 0
 _MASKED = -1e4
+_ROUNDING_FROM = 0.75              # of the way
+_LOG_UPDATES = 50
+_CHECKPOINT_SECONDS = 180
 
 
-def train_entropy(codes: list[np.ndarray], codebooks: np.ndarray, *, valid: list[np.ndarray] | None = None,
-                  config: EntropyConfig = EntropyConfig(), minutes: float | None = None,
-                  updates: int | None = None, batch: int = 8, rate: float = 3e-3, float_share: float = 0.75,
-                  seed: int = 0, device: str = "cpu",
-                  progress=None) -> tuple[EntropyConfig, dict[str, np.ndarray], dict]:
-    """Train on code arrays (K, T) of codebooks (K, 1024, D), for so many minutes or so many updates.
+def train_entropy(codes: np.ndarray, codebooks: np.ndarray, *, config: EntropyConfig, minutes: float | None = None,
+                  updates: int | None = None, batch: int = 8, rate: float = 3e-3, seed: int = 0, device: str = "cpu",
+                  log: Callable[[int, float, float], None] | None = None,
+                  checkpoint: Path | None = None) -> tuple[EntropyConfig, dict[str, np.ndarray], dict]:
+    """Train on codes (S, K, T) of codebooks (K, 1024, D), for so many minutes or so many updates.
 
     Returns the configuration with its answer, the integer tensors, and a report: bits per code of each book on the
-    `valid` arrays (by default the last twentieth of the codes), for the integer model and for its twin without any
-    rounding. `progress(share_done, bits)` is called after every update. Rounding begins at `float_share`.
+    last twentieth of the codes, which are not trained on, for the integer model and for its twin without any rounding.
+    `log(updates, seconds, bits)` is called now and then with the mean bits per code. A `checkpoint` that exists is
+    where it goes on.
     """
     torch.manual_seed(seed)
     ranks = class_ranks(codebooks[:config.num_books])
     stream = _stream(codes, ranks)
-    if valid is None:
-        stream, held_out = stream.split([stream.shape[1] * 19 // 20, -(-stream.shape[1] // 20)], 1)
-    else:
-        held_out = _stream(valid, ranks)
-    net = EntropyNet(config)
-    net.start_from(codebooks, ranks)
-    net.to(device)
-    optimizer = torch.optim.AdamW(_groups(net), lr=rate, betas=(0.9, 0.98), fused=True)
-    generator = torch.Generator().manual_seed(seed)
-    started, update, share = time.monotonic(), 0, 0.0
-    while share < 1:
-        net.rounding = share >= float_share
-        for group in optimizer.param_groups:
-            group["lr"] = rate * min(1, 0.02 + share / 0.04) * (0.51 + 0.49 * math.cos(math.pi * share))
-        bits = _update(net, optimizer, _draw(stream, batch, generator).to(device), generator)
-        update += 1
-        share = update / updates if updates else (time.monotonic() - started) / (60 * minutes)
-        if progress:
-            progress(min(share, 1.0), bits)
+    stream, held_out = stream.split([stream.shape[1] * 19 // 20, -(-stream.shape[1] // 20)], 1)
+    learner = _Learner(config, codebooks, ranks, rate, seed, device)
+    if checkpoint and checkpoint.exists():
+        learner.load(checkpoint)
+    recent = []
+    with tqdm(total=1000, desc="entropy", disable=None,
+              bar_format="{desc}: {percentage:3.0f}% |{bar}| {remaining} left{postfix}") as bar:
+        saved = time.monotonic()
+        while (share := learner.updates / updates if updates else learner.seconds / (60 * minutes)) < 1:
+            recent.append(learner.update(stream, batch, share))
+            bar.update(round(1000 * share) - bar.n)
+            if learner.updates % _LOG_UPDATES == 0:
+                bar.set_postfix_str(f", {np.mean(recent):.3f} bits per code")
+                if log:
+                    log(learner.updates, learner.seconds, float(np.mean(recent)))
+                recent.clear()
+            if checkpoint and time.monotonic() - saved > _CHECKPOINT_SECONDS:
+                learner.save(checkpoint)
+                saved = time.monotonic()
+    if checkpoint:
+        learner.save(checkpoint)
+    net = learner.net
     net.rounding = False
     tensors = net.integers() | {"order": ranks.astype(np.int16)}
     answer = EntropyModel(replace(config, answer=""), tensors).answer()
     model = EntropyModel(replace(config, answer=answer), tensors)
-    report = {"updates": update, "float": twin_bits(net, held_out, device), "integer": integer_bits(model, held_out)}
+    report = {"updates": learner.updates, "float": twin_bits(net, held_out, device),
+              "integer": integer_bits(model, held_out)}
     return model.config, tensors, report
+
+
+class _Learner:
+    """The twin, its optimizer, and how far they have come."""
+
+    def __init__(self, config: EntropyConfig, codebooks: np.ndarray, ranks: np.ndarray, rate: float, seed: int,
+                 device: str):
+        self.net = EntropyNet(config)
+        self.net.start_from(codebooks, ranks)
+        self.net.to(device)
+        self.optimizer = torch.optim.AdamW(_groups(self.net), lr=rate, betas=(0.9, 0.98), fused=True)
+        self.random = torch.Generator().manual_seed(seed)
+        self.rate, self.device = rate, device
+        self.updates, self.seconds = 0, 0.0
+
+    def update(self, stream: Tensor, batch: int, share: float) -> float:
+        """One update on a stream (K, N), `share` of the way; returns bits per code."""
+        began = time.monotonic()
+        self.net.rounding = share >= _ROUNDING_FROM
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate * min(1, 0.02 + share / 0.04) * (0.51 + 0.49 * math.cos(math.pi * share))
+        bits = _update(self.net, self.optimizer, _draw(stream, batch, self.random).to(self.device), self.random)
+        self.updates += 1
+        self.seconds += time.monotonic() - began
+        return bits
+
+    def save(self, path: Path) -> None:
+        """Write what a resumed training needs."""
+        partial = path.with_suffix(".tmp")
+        torch.save({"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict(), "updates": self.updates,
+                    "seconds": self.seconds, "random": self.random.get_state()}, partial)
+        os.replace(partial, path)
+
+    def load(self, path: Path) -> None:
+        """Go on from there."""
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        self.net.load_state_dict(state["net"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.updates, self.seconds = state["updates"], state["seconds"]
+        self.random.set_state(state["random"].cpu())
 
 
 def class_ranks(codebooks: np.ndarray) -> np.ndarray:
@@ -114,8 +165,9 @@ class EntropyNet(nn.Module):
         entries = torch.from_numpy(entries).float()
         entries *= 0.5 / entries[0].square().mean().sqrt().clamp_min(1e-6)
         dim = entries.shape[-1]
-        for tables, scale in ((self.input, 1.0), ([book.here for book in self.books], 1.0),
-                              ([book.before for book in self.books], 0.3)):
+        detailed = [book for book in self.books if book.detailed]
+        for tables, scale in ((self.input, 1.0), ([book.here for book in detailed], 1.0),
+                              ([book.before for book in detailed], 0.3)):
             width = tables[0].shape[1]
             axes = nn.init.orthogonal_(torch.empty(dim, width)) * max(1, width / dim) ** 0.5
             for table, book in zip(tables, entries):
@@ -139,7 +191,8 @@ class EntropyNet(nn.Module):
         losses, done = [], 0
         for k in books:
             for j in range(done, k):
-                sums = sums + self.books[j].add(codes[:, j], self.rounding)
+                if self.books[j].detailed:
+                    sums = sums + self.books[j].add(codes[:, j], self.rounding)
             losses.append(self.books[k](sums, previous[:, k], codes[:, k], self.rounding))
             done = k
         return torch.stack(losses)
@@ -182,13 +235,13 @@ class _Book(nn.Module):
 
     def __init__(self, config: EntropyConfig, detailed: bool):
         super().__init__()
-        self.here = _table(BOOK_SIZE, config.head_width)
-        self.before = _table(BOOK_SIZE + 1, config.head_width)
         self.hidden = _weight(config.head_hidden, config.head_width)
         self.hidden_bias = _zeros(config.head_hidden)
         self.register_parameter("class", nn.Parameter(0.02 * torch.randn(CLASSES, config.head_hidden)))
         self.class_bias = _zeros(CLASSES)
         if detailed:
+            self.here = _table(BOOK_SIZE, config.head_width)
+            self.before = _table(BOOK_SIZE + 1, config.head_width)
             self.member = nn.Parameter(0.02 * torch.randn(CLASSES, MEMBERS, config.head_hidden))
             self.member_bias = _zeros(CLASSES, MEMBERS)
         self.detailed = detailed
@@ -199,8 +252,9 @@ class _Book(nn.Module):
 
     def forward(self, sums: Tensor, previous: Tensor, codes: Tensor, rounding: bool) -> Tensor:
         """Sums (B, T, E), this book's codes one frame ago and now (B, T) -> nats (B, T)."""
-        inputs = sums + _rounded(F.embedding(previous, self.before), _ACTIVATION, rounding)
-        inputs = _activation(inputs, -LIMIT, rounding).flatten(0, 1)
+        if self.detailed:
+            sums = sums + _rounded(F.embedding(previous, self.before), _ACTIVATION, rounding)
+        inputs = _activation(sums, -LIMIT, rounding).flatten(0, 1)
         hidden = F.linear(inputs, _rounded(self.hidden, _WEIGHT, rounding), self.hidden_bias)
         hidden = _activation(hidden, 0, rounding)
         places = codes.flatten()
@@ -328,10 +382,9 @@ def _groups(net: EntropyNet) -> list[dict]:
     return [{"params": matrices, "weight_decay": 0.02}, {"params": others, "weight_decay": 0.0}]
 
 
-def _stream(codes: list[np.ndarray], ranks: np.ndarray) -> Tensor:
-    """Code arrays (K, T) end to end, as places in class order: int16 (K, N)."""
-    rows = [rank[np.concatenate([array[k] for array in codes])] for k, rank in enumerate(ranks.astype(np.int16))]
-    return torch.from_numpy(np.stack(rows))
+def _stream(codes: np.ndarray, ranks: np.ndarray) -> Tensor:
+    """Codes (S, K, T) end to end, as places in class order: int16 (K, N)."""
+    return torch.from_numpy(np.stack([rank[codes[:, k].ravel()] for k, rank in enumerate(ranks.astype(np.int16))]))
 
 
 def _draw(stream: Tensor, batch: int, generator: torch.Generator) -> Tensor:

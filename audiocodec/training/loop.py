@@ -1,10 +1,14 @@
 """The stages of the codec's training, each resumable: reconstruction, adversarial, polish."""
+import contextlib
 import copy
 import json
 import math
 import os
+import signal
+import sys
+import threading
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,211 +17,214 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from audiocodec.errors import NacError
-from audiocodec.model import Decoder, Encoder, ModelConfig, to_blocks
-from audiocodec.quantizer import ResidualQuantizer
-from audiocodec.training.codebooks import CodebookTrainer, kmeans_start
-from audiocodec.training.data import Crops
+from audiocodec.training import report
+from audiocodec.training.codebooks import CodebookTrainer, refit
+from audiocodec.training.config import STAGES, TrainConfig
+from audiocodec.training.data import Crops, loader
+from audiocodec.training.distributed import Team
+from audiocodec.training.generator import Generator, linear_start
 from audiocodec.training.losses import (
-    Balancer, Discriminator, SpectralDistance, adversarial_loss, critic_loss, waveform_distance)
+    Balancer, Discriminator, LoudnessDistance, SpectrumDistance, adversarial_loss, critic_loss, waveform_distance)
+from audiocodec.training.validation import codebook_use, encode, examples, validate
 
-STAGES = ("reconstruction", "adversarial", "polish")
-_MEL_BOOKS = 8               # from so many on, the mel distance counts less and less
-_START_CROPS = 1200          # crops that the principal components and the first codebooks are made of
+CODEC_STAGES = STAGES[:3]
+_LOUDNESS_WINDOWS = 256, 768             # samples
+_SPECTRUM_WINDOW = 768                   # samples
+_LOG_UPDATES = 100
 _CHECKPOINT_SECONDS = 180
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How to train; `model` says what."""
-
-    model: ModelConfig = ModelConfig()
-    batch: int = 8
-    crop: int = 15_360                       # samples, a multiple of the hop
-    learning_rates: dict[str, float] = field(
-        default_factory=lambda: {"reconstruction": 8e-4, "adversarial": 3e-4, "polish": 3e-4})
-    last_rate: float = 0.02                  # where the cosine ends, as a share of the first
-    discriminator_rate: float = 3e-4
-    weights: dict[str, float] = field(
-        default_factory=lambda: {"mel": 3.0, "complex": 4.0, "waveform": 2.0, "adversarial": 3.0})
-    mel_floor: float = 2e-4                  # 68 dB under a full-scale sine
-    commitment: float = 0.03
-    average_decay: float = 0.999             # of the moving average of weights
-    compile: bool = True                     # fuse the networks' blocks; takes a minute or two to begin with
-    seed: int = 0
-
-
-class Generator(nn.Module):
-    """Encoder, quantizer and decoder together."""
-
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        self.config = config
-        self.encoder = Encoder(config)
-        self.quantizer = ResidualQuantizer(config.num_books, config.book_size, config.latent_dim)
-        self.decoder = Decoder(config)
-
-    def latents(self, samples: Tensor) -> Tensor:
-        """Samples (B, N) -> latents (B, D, T)."""
-        blocks = to_blocks(samples, self.config.hop)
-        return self.encoder(blocks, self.encoder.start(blocks))[0].float().transpose(1, 2)
-
-    def samples(self, latents: Tensor, num_books: Tensor) -> Tensor:
-        """Latents (B, D, T), books (B,) -> samples (B, (T - 1) * hop)."""
-        rows = latents.transpose(1, 2)
-        blocks, _ = self.decoder(rows, num_books, self.decoder.start(rows))
-        return blocks[:, 1:].flatten(1)
-
-
-@torch.no_grad()
-def linear_start(generator: Generator, crops: Crops, device: str) -> None:
-    """Set the linear path to the principal components of the companded MDCT, and the codebooks by k-means on them."""
-    config = generator.config
-    blocks = to_blocks(torch.from_numpy(crops.batch(_START_CROPS)), config.hop).to(device)
-    real, _ = generator.encoder.mdct.analyse(blocks, torch.zeros_like(blocks[:, :1]))
-    rows = (real.sign() * real.abs() ** config.companding).flatten(0, 1)
-    _, axes = torch.linalg.eigh((rows.T @ rows / len(rows)).double())
-    axes = axes.flip(1)[:, :config.latent_dim].float()           # (hop, D), the strongest first
-    scale = (rows @ axes).square().mean().sqrt()
-    generator.encoder.linear.weight.copy_(axes.T / scale)
-    generator.decoder.linear.weight.copy_(axes * scale)
-    kmeans_start(generator.quantizer, rows @ axes / scale)
+_START, _REFIT = 1 << 40, 1 << 41        # numbers of batches that training itself never reaches
 
 
 class Trainer:
     """One run: the networks, their optimizers, and where in the stages it stands.
 
     lengths: of each stage, in minutes of training or, if `count_updates`, in updates; a stage of length 0 is left out.
+    clips: to validate on, float32 (B, N).
     """
 
-    def __init__(self, config: TrainConfig, crops: Crops, run: Path, device: str, lengths: dict[str, float],
-                 count_updates: bool = False):
-        self.config, self.crops, self.run, self.device = config, crops, run, device
+    def __init__(self, config: TrainConfig, crops: Crops, clips: np.ndarray, run: Path, team: Team,
+                 lengths: dict[str, float], count_updates: bool = False):
+        self.config, self.crops, self.run, self.team = config, crops, run, team
+        self.clips = torch.from_numpy(clips)
         self.lengths, self.count_updates = lengths, count_updates
         torch.manual_seed(config.seed)
-        self.generator = Generator(config.model).to(device)
-        self.books = CodebookTrainer(self.generator.quantizer)
+        self.generator = Generator(config.model).to(team.device)
+        self.books = CodebookTrainer(self.generator.quantizer, config.codebook_decay, team)
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
-        self.critic = Discriminator().to(device).to(memory_format=torch.channels_last)
-        self.distance = SpectralDistance(config.model.sample_rate, config.mel_floor).to(device)
-        self.balancer = Balancer(config.weights)
-        self.stage, self.updates, self.seconds, self.total_updates = STAGES[0], 0, 0.0, 0
-        self.random = np.random.default_rng(config.seed)
+        self.critic = Discriminator(channels=config.discriminator_channels).to(team.device)
+        self.critic.to(memory_format=torch.channels_last)
+        self.loudness = nn.ModuleList(
+            LoudnessDistance(config.model.sample_rate, window) for window in _LOUDNESS_WINDOWS).to(team.device)
+        self.spectrum = SpectrumDistance(_SPECTRUM_WINDOW).to(team.device)
+        self.balancer = Balancer(config.losses, team)
+        self.stage, self.updates, self.seconds = CODEC_STAGES[0], 0, 0.0
+        self.total_updates, self.total_seconds = 0, 0.0
+        self.settled = False                 # whether encoder and books are final
+        self.best: dict | None = None        # score, stage and averaged weights of the best validation
+        self.generator.accelerate(team.device, config.compile)
         self._begin_stage()
-        for stack in (self.generator.encoder.network, self.generator.decoder.network):
-            _accelerate(stack, device, config.compile)
 
     def start(self) -> None:
         """Begin from the data: linear path and codebooks."""
-        linear_start(self.generator, self.crops, self.device)
-        self.books.sums.copy_(self.generator.quantizer.codebooks)
+        if self.team.leads:
+            linear_start(self.generator, self._samples(_START, self.config.start_crops))
+        self._share_start()
+
+    def start_from(self, tensors: dict[str, np.ndarray]) -> None:
+        """Begin from a trained codec's tensors, its books fitted anew to this run's audio."""
+        self.generator.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in tensors.items()})
+        self.average.load_state_dict(self.generator.state_dict())
+        self._refit()
+        self._share_start()
+
+    def _share_start(self) -> None:
+        self.team.share(*self.generator.state_dict().values())
+        self.books.restart()
         self.average.load_state_dict(self.generator.state_dict())
 
+    def _samples(self, number: int, count: int) -> Tensor:
+        """So many crops (count, N), from batches that training does not use."""
+        batch = self.config.batch
+        batches = [self.crops.batch(number + i, batch) for i in range(math.ceil(count / batch))]
+        return torch.from_numpy(np.concatenate(batches)).to(self.team.device)
+
+    @torch.no_grad()
+    def _refit(self) -> None:
+        """Fit the averaged codec's books to its own latents, and hand its encoder and books to the generator."""
+        if self.team.leads:
+            parts = self._samples(_REFIT, self.config.refit_crops).split(64)
+            latents = torch.cat([self.average.latents(part)[:, :, 1:].transpose(1, 2).flatten(0, 1) for part in parts])
+            refit(self.average.quantizer, latents)
+        self.team.share(self.average.quantizer.codebooks)
+        self.generator.encoder.load_state_dict(self.average.encoder.state_dict())
+        self.generator.quantizer.load_state_dict(self.average.quantizer.state_dict())
+
     def _begin_stage(self) -> None:
-        generator = self.generator
-        frozen = self.stage == "polish"
-        generator.encoder.requires_grad_(not frozen)
-        if frozen:                      # from here the codes are final, and those of the averaged encoder
-            generator.encoder.load_state_dict(self.average.encoder.state_dict())
-        learning = [p for p in generator.parameters() if p.requires_grad]
+        self.generator.encoder.requires_grad_(self.stage != "polish")
+        learning = [p for p in self.generator.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(learning, betas=(0.8, 0.99), weight_decay=0.01, fused=True)
         self.critic_optimizer = torch.optim.AdamW(
             self.critic.parameters(), betas=(0.5, 0.9), weight_decay=0, fused=True)
+        self._generate, self._criticise = self.team.wrap(self.generator), self.team.wrap(self.critic)
 
     def progress(self) -> float:
         """How far the present stage has come, 0 to 1."""
         done = self.updates if self.count_updates else self.seconds / 60
-        return min(1.0, done / self.lengths[self.stage])
+        return min(1.0, done / self.lengths[self.stage]) if self.lengths[self.stage] else 1.0
 
     def fit(self) -> None:
-        """Train until the last stage ends; checkpoints every few minutes, a line of metrics every hundred updates.
-
-        Ctrl-C saves before it passes on.
-        """
-        for stage in STAGES[STAGES.index(self.stage):]:
-            if stage != self.stage:
-                self.stage, self.updates, self.seconds = stage, 0, 0.0
-                self._begin_stage()
-            if self.lengths[stage]:
-                try:
+        """Train until the last stage ends. Ctrl-C saves before it passes on."""
+        batches = loader(self.crops, self.config.batch, self.total_updates * self.team.size + self.team.rank,
+                         self.team.size, self.config.workers, pin=self.team.device == "cuda")
+        with contextlib.closing(batches) as self.batches, _Interrupt() as self.interrupt:
+            self.board = report.open_board(self.run, self.total_updates) if self.team.leads else None
+            for stage in CODEC_STAGES[CODEC_STAGES.index(self.stage):]:
+                if stage != self.stage:
+                    self._enter(stage)
+                if self.progress() < 1:
                     self._fit_stage()
-                finally:
-                    self.save()
+            if not self.settled:
+                self._settle()
+            if self.best and self.best["stage"] == "polish":    # whose codes are all the same
+                self.average.load_state_dict(self.best["average"])
+            self.save()
+
+    def _enter(self, stage: str) -> None:
+        self.stage, self.updates, self.seconds = stage, 0, 0.0
+        if stage == "polish" and self.lengths[stage] and not self.settled:
+            self._settle()
+        self._begin_stage()
+
+    def _settle(self) -> None:
+        """From here codes are final: those of the averaged encoder, with books that fit it."""
+        self._refit()
+        self.settled = True
 
     def _fit_stage(self) -> None:
-        saved = time.monotonic()
-        recent: list[dict[str, float]] = []
-        with tqdm(total=1000, initial=round(1000 * self.progress()), disable=None, desc=self.stage,
+        saved, recent = time.monotonic(), []
+        with tqdm(total=1000, initial=round(1000 * self.progress()), desc=self.stage,
+                  disable=None if self.team.leads else True,
                   bar_format="{desc}: {percentage:3.0f}% |{bar}| {remaining} left{postfix}") as bar:
             while self.progress() < 1:
                 began = time.monotonic()
                 recent.append(self.update())
-                self.seconds += time.monotonic() - began
+                # The leader's clock and anybody's Ctrl-C hold for all, or processes would part.
+                clock = torch.tensor([(time.monotonic() - began) * self.team.leads, self.interrupt.wanted],
+                                     dtype=torch.float64, device=self.team.device)
+                self.team.sum(clock)
+                elapsed, interrupted = clock.tolist()
+                self.seconds += elapsed
+                self.total_seconds += elapsed
                 bar.update(round(1000 * self.progress()) - bar.n)
-                if self.updates % 100 == 0:
+                ends = self.progress() == 1
+                if self.updates % _LOG_UPDATES == 0 or ends:
                     bar.set_postfix_str(self._log(recent))
                     recent.clear()
-                if time.monotonic() - saved > _CHECKPOINT_SECONDS:
+                if self.updates % self.config.validate_updates == 0 or ends:
+                    self._validate()
+                if time.monotonic() - saved > _CHECKPOINT_SECONDS or ends or interrupted:
                     self.save()
                     saved = time.monotonic()
+                if interrupted:
+                    self.interrupt.obey()
 
-    def update(self) -> dict[str, float]:
-        """One step of the generator, and of the discriminator where the stage has one."""
-        config = self.config
-        rate = config.last_rate + (1 - config.last_rate) * 0.5 * (1 + math.cos(math.pi * self.progress()))
-        rate *= min(1.0, (self.updates + 1) / 200)
+    def update(self) -> dict[str, Tensor]:
+        """One step of the generator, and of the discriminator where the stage has one; the losses."""
+        config, adversarial = self.config, self.stage != "reconstruction"
+        rate = self._rate()
         for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rates[self.stage] * rate
+            group["lr"] = config.learning_rate[self.stage] * rate
         for group in self.critic_optimizer.param_groups:
             group["lr"] = config.discriminator_rate * rate
 
-        samples = torch.from_numpy(self.crops.batch(config.batch)).to(self.device)
-        num_books = torch.from_numpy(self._draw_books()).to(self.device)
-        frozen = self.stage == "polish"
-        with torch.set_grad_enabled(not frozen):
-            latents = self.generator.latents(samples)
-        quantized, commitment = self.books.quantize(latents, num_books, learn=not frozen)
-        made = self.generator.samples(quantized, num_books)
+        samples = next(self.batches).to(self.team.device, non_blocking=True)
+        num_books = torch.from_numpy(self._draw_books()).to(self.team.device)
+        made, commitment = self._generate(samples, num_books, self.books, self.stage == "polish")
 
         leaf = made.detach().requires_grad_()
-        mel, complex_ = self.distance(leaf, self.distance.spectra(samples))
-        few = (_MEL_BOOKS / num_books).clamp(max=1)     # with many books, come near to the waveform instead
-        losses = {"mel": (few * mel).mean(), "complex": complex_.mean(),
+        losses = {"loudness": sum(distance(leaf, samples).mean() for distance in self.loudness),
+                  "spectrum": self.spectrum(leaf, samples).mean(),
                   "waveform": waveform_distance(leaf, samples)}
-        report = {}
-        if self.stage != "reconstruction":      # one pass of the discriminator serves both sides
-            with torch.autocast(self.device, torch.bfloat16):
-                real, fake = self.critic(samples), self.critic(leaf)
+        reported = {"commitment": commitment.detach()}
+        if adversarial:                         # one pass of the discriminator serves both sides
+            with torch.autocast(self.team.device, torch.bfloat16):
+                real, fake = self._opinions(samples, leaf)
                 losses["adversarial"] = adversarial_loss(real, fake)
-                report["critic"] = critic_loss(real, fake)
+                reported["critic"] = critic_loss(real, fake)
         gradient = self.balancer.gradient(losses, leaf)
-        if "critic" in report:
-            self._update_critic(report["critic"])
-        roots, gradients = [made], [gradient]
-        if not frozen:
-            roots.append(config.commitment * commitment)
-            gradients.append(None)
+        if adversarial:
+            self.critic_optimizer.zero_grad(set_to_none=True)
+            reported["critic"].backward(inputs=list(self.critic.parameters()))
+            self.critic_optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(roots, gradients)
+        if self.stage == "polish":
+            made.backward(gradient)
+        else:
+            torch.autograd.backward([made, config.commitment * commitment], [gradient, None])
         self.optimizer.step()
         self.updates += 1
         self.total_updates += 1
         self._average_weights()
-        return {name: loss.item() for name, loss in (report | losses).items()} | {"commitment": commitment.item()}
+        return {name: loss.detach() for name, loss in (losses | reported).items()}
+
+    def _rate(self) -> float:
+        """The learning rate now, as a share of the stage's: a cosine after 200 updates of warm-up."""
+        last = self.config.last_rate
+        return min(1, (self.updates + 1) / 200) * (last + (1 - last) * 0.5 * (1 + math.cos(math.pi * self.progress())))
+
+    def _opinions(self, real: Tensor, fake: Tensor) -> tuple[list, list]:
+        """What the discriminator gives for real and for decoded samples, in one pass over both."""
+        both = self._criticise(torch.cat([real, fake]))
+        halves = [[score.chunk(2), [feature.chunk(2) for feature in features]] for score, features in both]
+        return tuple([(scores[i], [feature[i] for feature in features]) for scores, features in halves] for i in (0, 1))
 
     def _draw_books(self) -> np.ndarray:
         """Half of the items take one of the nominal rates, half any number of books, small ones more often."""
-        most = self.config.model.num_books
+        batch, most = self.config.batch, self.config.model.num_books
+        random = np.random.default_rng((self.config.seed, self.total_updates, self.team.rank))
         nominal = [n for n in (2, 4, 8, 16, 32) if n <= most]
-        any_number = np.exp(self.random.uniform(math.log(1.5), math.log(most + 1), self.config.batch)).astype(np.int64)
-        return np.where(self.random.random(self.config.batch) < 0.5,
-                        self.random.choice(nominal, self.config.batch), any_number.clip(1, most))
-
-    def _update_critic(self, loss: Tensor) -> None:
-        self.critic_optimizer.zero_grad(set_to_none=True)
-        for parameter, gradient in zip(self.critic.parameters(),
-                                       torch.autograd.grad(loss, list(self.critic.parameters()))):
-            parameter.grad = gradient
-        self.critic_optimizer.step()
+        any_number = np.exp(random.uniform(math.log(1.5), math.log(most + 1), batch)).astype(np.int64)
+        return np.where(random.random(batch) < 0.5, random.choice(nominal, batch), any_number.clip(1, most))
 
     @torch.no_grad()
     def _average_weights(self) -> None:
@@ -226,52 +233,111 @@ class Trainer:
         torch._foreach_lerp_(ours, theirs, 1 - decay)
         self.average.quantizer.codebooks.copy_(self.generator.quantizer.codebooks)
 
-    def _log(self, recent: list[dict[str, float]]) -> str:
-        """Append the means to RUN/metrics.jsonl; the mel distance is returned for the progress bar."""
-        means = {name: round(float(np.mean([r[name] for r in recent])), 5) for name in recent[0]}
-        line = {"stage": self.stage, "updates": self.updates, "seconds": round(self.seconds), **means}
+    def _log(self, recent: list[dict[str, Tensor]]) -> str:
+        """Append mean losses to RUN/metrics.jsonl; returns what the progress bar says. Raises NacError for NaN."""
+        means = {name: torch.stack([losses[name] for losses in recent]).mean().item() for name in recent[0]}
+        waiting = self.batches.share()
+        if self.team.leads:
+            rate = self.config.learning_rate[self.stage] * self._rate()
+            self._write({"rate": rate, "waiting": round(waiting, 4), **{k: round(v, 5) for k, v in means.items()}})
+            self.board.scalars({f"train/{name}": value for name, value in means.items()}, self.total_updates)
+        return f", loudness distance {means['loudness']:.3f}, {waiting:.0%} waiting for data"
+
+    def _write(self, facts: dict) -> None:
+        line = {"stage": self.stage, "updates": self.updates, "total": self.total_updates,
+                "seconds": round(self.seconds, 1), "hours": round(self.total_seconds / 3600, 5), **facts}
         with open(self.run / "metrics.jsonl", "a") as file:
             file.write(json.dumps(line) + "\n")
-        return f", mel distance {means['mel']:.3f}"
+
+    def log_entropy(self, updates: int, seconds: float, bits: float) -> None:
+        """Take note of how the entropy model's training stands, for `train_entropy`: mean bits per code."""
+        self._write({"stage": STAGES[-1], "updates": updates, "total": self.total_updates + updates,
+                     "seconds": round(seconds, 1), "hours": round((self.total_seconds + seconds) / 3600, 5),
+                     "bits": round(bits, 4)})
+
+    def _validate(self) -> None:
+        """Score the averaged codec on the validation clips; keep the best one."""
+        if not self.team.leads:
+            return
+        scores = validate(self.average, self.clips)
+        self._write({"valid": scores})
+        is_first = not self.best or self.best["stage"] != self.stage
+        if math.isfinite(scores["score"]) and (is_first or scores["score"] < self.best["score"]):
+            self.best = {"score": scores["score"], "stage": self.stage, "total": self.total_updates,
+                         "average": copy.deepcopy(self.average.state_dict())}
+            _save(self.best, self.run / "best.pt")
+        self.board.scalars({f"valid/{name}": value for name, value in scores.items()}, self.total_updates)
+        use = codebook_use(encode(self.average, self.clips), self.config.model.book_size)
+        self.board.codebooks(*use, self.total_updates)
+        self.board.examples(self.clips[:2], examples(self.average, self.clips), self.total_updates,
+                            self.config.model.sample_rate)
+        report.draw(self.run)
 
     def save(self) -> None:
-        """Write RUN/last.pt: everything a resumed run needs."""
-        state = {
-            "stage": self.stage, "updates": self.updates, "seconds": self.seconds, "total": self.total_updates,
-            "lengths": self.lengths, "config": asdict(self.config), "norms": self.balancer.norms,
-            "random": [self.random.bit_generator.state, self.crops.random.bit_generator.state],
-            "torch_random": torch.get_rng_state(),
-            **{name: getattr(self, name).state_dict()
-               for name in ("generator", "average", "critic", "optimizer", "critic_optimizer")},
-            "counts": self.books.counts, "sums": self.books.sums,
-        }
-        torch.save(state, self.run / "last.tmp")
-        os.replace(self.run / "last.tmp", self.run / "last.pt")
+        """Write RUN/last.pt: everything a resumed run needs. Raises NacError for weights that are not finite."""
+        if self.team.leads:
+            if not all(p.isfinite().all() for p in self.generator.parameters()):
+                raise NacError(f"{self.run}: weights that are not finite; --resume goes on from the last good checkpoint")
+            places = {name: getattr(self, name) for name in (
+                "stage", "updates", "seconds", "total_updates", "total_seconds", "settled", "lengths",
+                "count_updates")}
+            _save({**places, "config": asdict(self.config), "norms": self.balancer.norms, "best": self.best,
+                   "torch_random": torch.get_rng_state(), "counts": self.books.counts, "sums": self.books.sums,
+                   **{name: getattr(self, name).state_dict()
+                      for name in ("generator", "average", "critic", "optimizer", "critic_optimizer")}},
+                  self.run / "last.pt")
 
-    def resume(self) -> None:
-        """Go on from RUN/last.pt, to the lengths it was begun with. Raises NacError for another configuration."""
-        state = torch.load(self.run / "last.pt", map_location=self.device, weights_only=True)
+    def resume(self, keep_lengths: bool = True) -> None:
+        """Go on from RUN/last.pt, to the lengths it was begun with if `keep_lengths`.
+
+        Raises NacError for another configuration.
+        """
+        state = torch.load(self.run / "last.pt", map_location=self.team.device, weights_only=True)
         if state["config"] != asdict(self.config):
-            raise NacError(f"{self.run}: begun with another configuration")
-        self.lengths = state["lengths"]
-        self.stage, self.updates, self.seconds = state["stage"], state["updates"], state["seconds"]
-        self.total_updates, self.balancer.norms = state["total"], state["norms"]
-        self.random.bit_generator.state, self.crops.random.bit_generator.state = state["random"]
+            changed = [key for key, value in asdict(self.config).items() if state["config"].get(key) != value]
+            raise NacError(f"{self.run}: begun with another configuration; what differs: {', '.join(changed)}")
+        if keep_lengths:
+            self.lengths, self.count_updates = state["lengths"], state["count_updates"]
+        for name in ("stage", "updates", "seconds", "total_updates", "total_seconds", "settled", "best"):
+            setattr(self, name, state[name])
+        self.balancer.norms = state["norms"]
         torch.set_rng_state(state["torch_random"].cpu())
-        self.average.load_state_dict(state["average"])
         self._begin_stage()
-        for name in ("generator", "critic", "optimizer", "critic_optimizer"):
+        for name in ("generator", "average", "critic", "optimizer", "critic_optimizer"):
             getattr(self, name).load_state_dict(state[name])
         self.books.counts.copy_(state["counts"])
         self.books.sums.copy_(state["sums"])
 
 
-def _accelerate(stack: nn.Module, device: str, fuse: bool) -> None:
-    """Run a stack's products in bfloat16, and compile it."""
-    plain = torch.compile(stack.forward) if fuse else stack.forward
+def _save(state: dict, path: Path) -> None:
+    partial = path.with_suffix(".tmp")
+    torch.save(state, partial)
+    os.replace(partial, path)
 
-    def forward(*inputs):
-        with torch.autocast(device, torch.bfloat16):
-            return plain(*inputs)
 
-    stack.forward = forward
+class _Interrupt:
+    """Puts Ctrl-C and SIGTERM off until an update is done and saved; a second one does not wait."""
+
+    def __init__(self):
+        self.wanted = 0              # the number of the signal that came
+
+    def __enter__(self) -> "_Interrupt":
+        is_main = threading.current_thread() is threading.main_thread()
+        self._usual = {number: signal.signal(number, self._note)
+                       for number in (signal.SIGINT, signal.SIGTERM) if is_main}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._usual.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _frame) -> None:
+        if self.wanted:
+            self.obey()
+        self.wanted = number
+
+    def obey(self) -> None:
+        """End the program as the signal would have."""
+        if self.wanted == signal.SIGTERM:
+            sys.exit(128 + signal.SIGTERM)
+        raise KeyboardInterrupt

@@ -5,53 +5,78 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from audiocodec._torchaudio import torchaudio
+from audiocodec.errors import NacError
+from audiocodec.training.distributed import Team
 
 _SILENCE = 1e-3              # mean magnitude under which a relative error stops growing
+_BARK_STEP = 0.5             # between the centres of bands
+_FULL_SCALE_LEVEL = 103.0    # dB SPL at which a sine of amplitude 1 is taken to be played
 
 
-class SpectralDistance(nn.Module):
-    """Multi-scale log10-mel L1 and complex compressed STFT L1, which share their transforms.
+class LoudnessDistance(nn.Module):
+    """How different samples sound, frame by frame, in specific loudness on a Bark scale.
 
-    The mel term alone leaves phase unlearned; the complex term, on spectra of magnitudes raised to 0.5, teaches it.
-    Kumar et al.: "High-fidelity audio compression with improved RVQGAN", 2023 (windows 64 to 2048, hop a quarter).
-
-    floor: mel magnitudes under this, where a full-scale sine is 0.5, count as silence; what nobody hears should not be
-    learnt at the cost of what everybody does.
+    Power spectra are summed in overlapping bands of half a Bark, measured against the threshold in quiet, and raised
+    to 0.23. A difference under a quarter of the softer loudness is masked, and counts a tenth; sound that was added
+    counts more than sound that was lost. Zwicker, Fastl: "Psychoacoustics", 1990; Beerends et al.: "Perceptual
+    evaluation of speech quality, part II", 2002; bands after Traunmüller 1990, threshold after Terhardt 1979.
     """
 
-    def __init__(self, sample_rate: int, floor: float, windows=(64, 128, 256, 512, 1024, 2048),
-                 complex_windows=(512, 1024)):
+    def __init__(self, sample_rate: int, window: int):
         super().__init__()
-        self.floor, self.windows, self.complex_windows = floor, windows, complex_windows
-        for window in windows:
-            self.register_buffer(f"hann_{window}", torch.hann_window(window), persistent=False)
-            mels = torchaudio.functional.melscale_fbanks(
-                window // 2 + 1, 0.0, sample_rate / 2, max(5, window * 5 // 32 if window < 512 else 80), sample_rate)
-            self.register_buffer(f"mel_{window}", mels, persistent=False)
+        self.window = window
+        frequency = torch.arange(window // 2 + 1) * sample_rate / window
+        bark = 26.81 * frequency / (1960 + frequency) - 0.53
+        centre = torch.arange(0.5, float(bark[-1]), _BARK_STEP)
+        bands = (1 - (bark - centre[:, None]).abs() / _BARK_STEP).clamp_min(0)
+        narrow = (bands.sum(1) < 0.5).nonzero()[:, 0]           # low bands between two bins take the nearer one
+        bands[narrow] = F.one_hot((bark - centre[narrow, None]).abs().argmin(1), len(bark)).float()
+        kilohertz = 1.96 * (centre + 0.53) / (26.28 - centre)
+        quiet = 3.64 * kilohertz ** -0.8 - 6.5 * torch.exp(-0.6 * (kilohertz - 3.3) ** 2) + 1e-3 * kilohertz ** 4
+        # A sine of amplitude 1 has window**2 / 16 in its strongest bin and half as much again beside it.
+        full_scale = window ** 2 / 16 * 1.5
+        threshold = full_scale * 10 ** ((quiet.clamp(-10, 60) - _FULL_SCALE_LEVEL) / 10)
+        self.register_buffer("bands", bands / threshold[:, None], persistent=False)
+        self.register_buffer("hann", torch.hann_window(window), persistent=False)
 
-    def spectra(self, samples: Tensor) -> list[Tensor]:
-        """Samples (B, N) -> complex spectra (B, F, frames), one for each window."""
-        return [torch.stft(samples, w, w // 4, window=getattr(self, f"hann_{w}"), return_complex=True)
-                for w in self.windows]
+    def loudness(self, samples: Tensor) -> Tensor:
+        """Samples (B, N) -> loudness (B, bands, frames); 0 at and below the threshold in quiet."""
+        spectrum = torch.stft(samples, self.window, self.window // 2, window=self.hann, return_complex=True)
+        excitation = self.bands @ (spectrum.real.square() + spectrum.imag.square())
+        return ((0.5 + 0.5 * excitation) ** 0.23 - 1).clamp_min(0)
 
-    def forward(self, samples: Tensor, target: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Samples (B, N) and the spectra of what they should be -> each item's mel and complex distance, (B,) both."""
-        mel, complex_ = 0.0, 0.0
-        for window, got, want in zip(self.windows, self.spectra(samples), target):
-            bank = getattr(self, f"mel_{window}").T
-            scale = 2 / window                                  # a full-scale sine is about 0.5
-            got_size = torch.sqrt(got.real.square() + got.imag.square() + 1e-12)
-            want_size = torch.sqrt(want.real.square() + want.imag.square() + 1e-12)
-            got_mel, want_mel = (bank @ size * scale for size in (got_size, want_size))
-            ratio = torch.log10(got_mel.clamp_min(self.floor)) - torch.log10(want_mel.clamp_min(self.floor))
-            mel = mel + ratio.abs().mean((1, 2))
-            if window in self.complex_windows:
-                got_root, want_root = got_size.rsqrt(), want_size.rsqrt()
-                difference = (torch.view_as_real(got) * got_root[..., None]
-                              - torch.view_as_real(want) * want_root[..., None])
-                complex_ = complex_ + difference.abs().mean((1, 2, 3)) / window ** 0.25    # of noise, at any window
-        return mel / len(self.windows), complex_ / len(self.complex_windows)
+    def forward(self, samples: Tensor, target: Tensor) -> Tensor:
+        """Samples and what they should be, both (B, N) -> each item's distance (B,)."""
+        with torch.no_grad():
+            wanted = self.loudness(target)
+        got = self.loudness(samples)
+        difference, masked = got - wanted, 0.25 * torch.minimum(got, wanted)
+        heard = (difference.abs() - masked).clamp_min(0) + 0.1 * difference.abs()
+        added = (difference - masked).clamp_min(0)
+        return ((heard.square().mean(1) + 1e-6).sqrt() + 0.5 * added.mean(1)).mean(1)
+
+
+class SpectrumDistance(nn.Module):
+    """L1 distance of STFTs whose magnitudes are raised to 0.3: of the magnitudes, and half as much of complex values.
+
+    The loudness is blind to phase; this teaches it. Braun, Tashev: "A consolidated view of loss functions for
+    supervised deep learning-based speech enhancement", 2021.
+    """
+
+    def __init__(self, window: int, power: float = 0.3):
+        super().__init__()
+        self.window, self.power = window, power
+        self.register_buffer("hann", torch.hann_window(window), persistent=False)
+
+    def forward(self, samples: Tensor, target: Tensor) -> Tensor:
+        """Samples and what they should be, both (B, N) -> each item's distance (B,)."""
+        (got_size, got), (want_size, want) = self._compressed(samples), self._compressed(target)
+        return (got_size - want_size).abs().mean((1, 2)) + 0.5 * (got - want).abs().mean((1, 2, 3))
+
+    def _compressed(self, samples: Tensor) -> tuple[Tensor, Tensor]:
+        spectrum = torch.stft(samples, self.window, self.window // 4, window=self.hann, return_complex=True)
+        energy = spectrum.real.square() + spectrum.imag.square() + 1e-8
+        return energy ** (self.power / 2), torch.view_as_real(spectrum) * energy[..., None] ** ((self.power - 1) / 2)
 
 
 def waveform_distance(samples: Tensor, target: Tensor) -> Tensor:
@@ -121,19 +146,24 @@ class Balancer:
     Défossez et al. 2022, section 3.4: gradients are divided by a running mean of their norms, then weighted.
     """
 
-    def __init__(self, weights: dict[str, float], decay: float = 0.99):
-        self.weights, self.decay = weights, decay
+    def __init__(self, weights: dict[str, float], team: Team = Team(), decay: float = 0.99):
+        self.weights, self.team, self.decay = weights, team, decay
         self.norms: dict[str, float] = {}
 
     def gradient(self, losses: dict[str, Tensor], output: Tensor) -> Tensor:
-        """The losses of `output` (a leaf) -> the gradient to pass on to what made it, of norm about 1."""
+        """The losses of `output` (a leaf) -> the gradient to pass on to what made it, of norm about 1.
+
+        Raises NacError for a gradient that is not finite.
+        """
+        gradients = {name: torch.autograd.grad(loss, output, retain_graph=True)[0] for name, loss in losses.items()}
+        norms = torch.stack([gradient.norm() for gradient in gradients.values()])
+        self.team.sum(norms)
         total = sum(self.weights[name] for name in losses)
         mixed = torch.zeros_like(output)
-        for name, loss in losses.items():
-            gradient, = torch.autograd.grad(loss, output, retain_graph=True)
-            norm = gradient.norm().item()
+        for (name, gradient), norm in zip(gradients.items(), (norms / self.team.size).tolist()):
             if not math.isfinite(norm):
-                raise FloatingPointError(f"the {name} loss has a gradient that is not finite")
+                raise NacError(f"the gradient of the {name} loss is not finite: --resume goes on from the last good "
+                               "checkpoint; if it comes again, try half the learning rate")
             self.norms[name] = self.decay * self.norms.get(name, norm) + (1 - self.decay) * norm
             mixed += gradient * (self.weights[name] / total / max(self.norms[name], 1e-12))
         return mixed

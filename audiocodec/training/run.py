@@ -1,70 +1,122 @@
-"""One training run from folders of audio to a weights file: shards, the codec's stages, the entropy model, export."""
+"""One training run from folders of audio to a weights file: data, the codec's stages, the entropy model, export."""
 import os
 import shlex
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from audiocodec import weights
+from audiocodec import __version__, weights
 from audiocodec.entropy import MAX_FRAMES
 from audiocodec.errors import NacError
-from audiocodec.tokens import choose_device
-from audiocodec.training.data import Crops, Shard, pack
+from audiocodec.model import ModelConfig
+from audiocodec.training import distributed, report
+from audiocodec.training.config import STAGES, TrainConfig
+from audiocodec.training.data import Crops, clips
+from audiocodec.training.distributed import Team
 from audiocodec.training.entropy import train_entropy
-from audiocodec.training.loop import Generator, TrainConfig, Trainer
+from audiocodec.training.generator import Generator
+from audiocodec.training.loop import Trainer
+from audiocodec.training.sources import open_source
 
-# Shares of the minutes given to each stage; the entropy model's share includes coding its material.
-SHARES = {"reconstruction": 0.46, "adversarial": 0.18, "polish": 0.18, "entropy": 0.18}
 _LEAD = 48                   # frames of context before a sequence
-_CODE_HOURS = 8.0            # audio whose codes the entropy model learns from, at most
+_VALID_SECONDS, _VALID_CLIPS = 8, 12
+_SEQUENCES = 4               # coded together
 
 
-def train(sources: list[Path], run: Path, *, minutes: float = 90, config: TrainConfig = TrainConfig(),
-          device: str = "auto", resume: bool = False, about: dict | None = None) -> Path:
-    """Train on folders of audio or shards (.npy) until RUN/model.safetensors is made; returns its path.
+@dataclass(frozen=True)
+class Plan:
+    """How long a run takes, and what it does: minutes or updates in all, shared by the stages as configured."""
 
-    minutes: for the codec and the entropy model together; a resumed run keeps its own.
-    about: what the weights file says of its origin.
+    minutes: float | None = None
+    updates: int | None = None
+    stages: tuple[str, ...] = STAGES
+
+    def lengths(self, share: dict[str, float]) -> dict[str, float]:
+        """Each stage's minutes or updates; 0 for those left out."""
+        total = sum(share[stage] for stage in self.stages)
+        length = self.updates if self.updates else self.minutes
+        lengths = {stage: length * share[stage] / total if stage in self.stages else 0.0 for stage in STAGES}
+        return {stage: round(n) for stage, n in lengths.items()} if self.updates else lengths
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a run learns from, and on what it is judged: folders, files or shards (.npy)."""
+
+    sources: list[Path]
+    valid: list[Path] = field(default_factory=list)    # none: about one file in a hundred of the sources
+
+
+def train(material: Material, run: Path, config: TrainConfig, plan: Plan | None, *, device: str = "auto",
+          resume: bool = False, init: str | None = None, about: dict | None = None) -> Path | None:
+    """Train until RUN/model.safetensors is made; returns its path, or None in a process that does not lead its team.
+
+    Without the entropy stage the path is that of the checkpoint, RUN/last.pt.
+
+    plan: None goes on with that of the run to be resumed. init: name or path of weights to begin from, which then
+    also say what the model is like. about: what the weights file says of its origin.
     Raises NacError for a run folder that exists without `resume`, AudioError for folders without audio.
     """
-    device = choose_device(device)
     last = run / "last.pt"
     if last.exists() != resume:
-        problem = "nothing to resume" if resume else "a run is there already; --resume goes on with it"
-        raise NacError(f"{last}: {problem}")
-    run.mkdir(parents=True, exist_ok=True)
+        raise NacError(f"{last}: nothing to resume" if resume else f"{run}: holds a run; --resume goes on with it")
+    begun = weights.load(init) if init else None
+    if begun:
+        config = replace(config, model=ModelConfig(**begun.config["codec"]))
+    with distributed.join(device) as team:
+        run.mkdir(parents=True, exist_ok=True)
+        trainer = Trainer(config, *_data(material, run, config, team), run, team,
+                          plan.lengths(config.share) if plan else {}, bool(plan and plan.updates))
+        if resume:
+            trainer.resume(keep_lengths=plan is None)
+        elif begun:
+            trainer.start_from(begun.part("codec"))
+        else:
+            trainer.start()
+        trainer.fit()
+        if not team.leads:
+            return None
+        return finish(trainer, about or {}) if trainer.lengths["entropy"] else last
+
+
+def _data(material: Material, run: Path, config: TrainConfig, team: Team) -> tuple[Crops, np.ndarray]:
+    """Crops to train on and clips to validate on. The leader looks through the folders, the others find its indexes."""
     rate = config.model.sample_rate
-    shards = [Shard.open(source if source.suffix == ".npy" else pack(source, run / "shards", rate))
-              for source in sources]
-    trainer = Trainer(config, Crops(shards, config.crop, config.seed), run, device,
-                      {stage: minutes * share for stage, share in SHARES.items()})
-    if resume:
-        trainer.resume()
-    else:
-        trainer.start()
-    trainer.fit()
-    return finish(trainer.average, shards, run, trainer.lengths["entropy"], config, device, about or {})
+    for turn in (True, False):
+        if team.leads == turn:
+            sources = [open_source(path, run, rate) for path in material.sources]
+            valid = [open_source(path, run, rate) for path in material.valid]
+        team.wait()
+    if not valid:
+        sources, valid = zip(*(source.split() for source in sources))
+    return Crops(sources, config.crop, rate, config.seed), clips(valid, rate, _VALID_SECONDS, _VALID_CLIPS)
 
 
-def finish(generator: Generator, shards: list[Shard], run: Path, minutes: float, config: TrainConfig, device: str,
-           about: dict) -> Path:
+def finish(trainer: Trainer, about: dict) -> Path:
     """Train the entropy model on the codes of a finished codec, and write RUN/model.safetensors; returns its path."""
+    config, run, generator = trainer.config, trainer.run, trainer.average
+    length = trainer.lengths["entropy"]
+    limit = {"updates": length} if trainer.count_updates else {"minutes": length * 2 / 3}
+    codes = _codes(trainer, run / "codes.npy")
     tensors = codec_tensors(generator)
-    codes = draw_codes(generator, shards, minutes * 60 / 3, config.seed, device)
     books = tensors["codec.quantizer.codebooks"].astype(np.float32)
-    entropy_config, entropy_tensors, report = train_entropy(
-        codes, books, minutes=minutes * 2 / 3, seed=config.seed, device=device)
+    entropy_config, entropy_tensors, bits = train_entropy(
+        codes, books, config=config.entropy, seed=config.seed, device=trainer.team.device,
+        rate=config.learning_rate["entropy"], log=trainer.log_entropy, checkpoint=run / "entropy.pt", **limit)
     description = {"codec": asdict(config.model), "entropy": asdict(entropy_config),
-                   "about": {"command": shlex.join(["nac", *sys.argv[1:]]), "entropy": report, **about}}
+                   "about": {"command": shlex.join(["nac", *sys.argv[1:]]), "version": __version__,
+                             "hours": round(trainer.total_seconds / 3600, 2), "updates": trainer.total_updates,
+                             "entropy": bits, **about}}
     tensors |= {f"entropy.{name}": value for name, value in entropy_tensors.items()}
     target = run / "model.safetensors"
     partial = target.with_suffix(".part")
     partial.write_bytes(weights.pack(description, tensors))
     os.replace(partial, target)
+    report.draw(run)
     return target
 
 
@@ -73,15 +125,31 @@ def codec_tensors(generator: Generator) -> dict[str, np.ndarray]:
     return {f"codec.{name}": tensor.cpu().numpy().astype(np.float16) for name, tensor in generator.state_dict().items()}
 
 
+def _codes(trainer: Trainer, path: Path) -> np.ndarray:
+    """What the entropy model learns from: codes uint16 (S, K, 512) of random stretches of the sources.
+
+    Kept in a file, so that a resumed run has the same. A third of the stage's minutes goes into them at most.
+    """
+    if path.exists():
+        return np.load(path, mmap_mode="r")
+    config, length = trainer.config, trainer.lengths["entropy"]
+    wanted = config.code_hours * 3600 * config.model.sample_rate / config.model.hop / MAX_FRAMES
+    if trainer.count_updates:
+        wanted = min(wanted, 8 * length)
+    ends = float("inf") if trainer.count_updates else time.monotonic() + length * 60 / 3
+    samples = (MAX_FRAMES + _LEAD - 1) * config.model.hop
+    crops = Crops(trainer.crops.sources, samples, config.model.sample_rate, config.seed + 1)
+    found = []
+    while not found or len(found) * _SEQUENCES < wanted and time.monotonic() < ends:
+        found.append(_coded(trainer.average, crops.batch(len(found), _SEQUENCES), trainer.team.device))
+    partial = path.with_suffix(".part.npy")
+    np.save(partial, np.concatenate(found))
+    os.replace(partial, path)
+    return np.load(path, mmap_mode="r")
+
+
 @torch.inference_mode()
-def draw_codes(generator: Generator, shards: list[Shard], seconds: float, seed: int, device: str) -> list[np.ndarray]:
-    """Code sequences uint16 (K, 512) of random stretches of the shards, as many as `seconds` of computing allow."""
-    config = generator.config
-    crops = Crops(shards, (MAX_FRAMES + _LEAD - 1) * config.hop, seed + 1)
-    sequences, began = [], time.monotonic()
-    while len(sequences) * MAX_FRAMES * config.hop < _CODE_HOURS * 3600 * config.sample_rate:
-        latents = generator.latents(torch.from_numpy(crops.batch(4)).to(device))[:, :, _LEAD:]
-        sequences += list(generator.quantizer.encode(latents, config.num_books).cpu().numpy().astype(np.uint16))
-        if time.monotonic() - began > seconds:
-            break
-    return sequences
+def _coded(generator: Generator, samples: np.ndarray, device: str) -> np.ndarray:
+    """Samples (B, N) -> codes uint16 (B, K, T), without the lead."""
+    latents = generator.latents(torch.from_numpy(samples).to(device))[:, :, _LEAD:]
+    return generator.quantizer.encode(latents, generator.config.num_books).cpu().numpy().astype(np.uint16)

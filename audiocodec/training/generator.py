@@ -1,0 +1,62 @@
+"""Encoder, quantizer and decoder together, as training needs them, and their start from data."""
+import torch
+from torch import Tensor, nn
+
+from audiocodec.model import Decoder, Encoder, ModelConfig, to_blocks
+from audiocodec.quantizer import ResidualQuantizer
+from audiocodec.training.codebooks import CodebookTrainer, kmeans_start
+
+
+class Generator(nn.Module):
+    """The codec's networks."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.quantizer = ResidualQuantizer(config.num_books, config.book_size, config.latent_dim)
+        self.decoder = Decoder(config)
+
+    def latents(self, samples: Tensor) -> Tensor:
+        """Samples (B, N) -> latents (B, D, T)."""
+        blocks = to_blocks(samples, self.config.hop)
+        return self.encoder(blocks, self.encoder.start(blocks))[0].float().transpose(1, 2)
+
+    def samples(self, latents: Tensor, num_books: Tensor) -> Tensor:
+        """Latents (B, D, T), books (B,) -> samples (B, (T - 1) * hop)."""
+        rows = latents.transpose(1, 2)
+        blocks, _ = self.decoder(rows, num_books, self.decoder.start(rows))
+        return blocks[:, 1:].flatten(1)
+
+    def forward(self, samples: Tensor, num_books: Tensor, books: CodebookTrainer,
+                frozen: bool) -> tuple[Tensor, Tensor]:
+        """Samples (B, N) coded with so many books each (B,) -> decoded samples, and the commitment loss.
+
+        frozen: encoder and codebooks stay as they are.
+        """
+        with torch.set_grad_enabled(not frozen):
+            latents = self.latents(samples)
+        quantized, commitment = books.quantize(latents, num_books, learn=not frozen)
+        return self.samples(quantized, num_books), commitment
+
+    def accelerate(self, device: str, fuse: bool) -> None:
+        """Run the networks' products in bfloat16, and compile them."""
+        for stack in (self.encoder.network, self.decoder.network):
+            plain = torch.compile(stack.forward) if fuse else stack.forward
+            stack.forward = torch.autocast(device, torch.bfloat16)(plain)
+
+
+@torch.no_grad()
+def linear_start(generator: Generator, samples: Tensor) -> None:
+    """Start from samples (B, N): the linear path becomes the principal components of their companded MDCT frames,
+    the codebooks come of k-means on these."""
+    config = generator.config
+    blocks = to_blocks(samples, config.hop)
+    real, _ = generator.encoder.mdct.analyse(blocks, torch.zeros_like(blocks[:, :1]))
+    rows = (real.sign() * real.abs() ** config.companding).flatten(0, 1)
+    _, axes = torch.linalg.eigh((rows.T @ rows / len(rows)).double())
+    axes = axes.flip(1)[:, :config.latent_dim].float()           # (hop, D), the strongest first
+    scale = (rows @ axes).square().mean().sqrt()
+    generator.encoder.linear.weight.copy_(axes.T / scale)
+    generator.decoder.linear.weight.copy_(axes * scale)
+    kmeans_start(generator.quantizer, rows @ axes / scale)
