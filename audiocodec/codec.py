@@ -85,9 +85,9 @@ class _Wish:
             raise NacError(f"{self.kbps} kbps; nac codes at {MIN_KBPS:g} to {MAX_KBPS:g}")
 
     def most_books(self, codec: Codec) -> int:
-        """Books per channel that are worth computing: those that would fit if two thirds of their bits were saved."""
+        """Books per channel that are worth computing: those that would fit if half of their bits were saved."""
         if self.codebooks is None:
-            return min(codec.config.num_books, math.ceil(3 * self.kbps * 1000 / codec.config.bits_per_book))
+            return min(codec.config.num_books, math.ceil(2 * self.kbps * 1000 / codec.config.bits_per_book))
         codec.check_books(self.codebooks)
         return self.codebooks
 

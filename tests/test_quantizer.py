@@ -1,6 +1,6 @@
 import torch
 
-from audiocodec.quantizer import ResidualQuantizer
+from audiocodec.quantizer import ResidualQuantizer, nearest
 
 
 def _quantizer(books):
@@ -18,19 +18,49 @@ def test_each_stage_takes_what_the_last_left():
     assert quantizer.decode(codes).tolist() == [[[5.0, 0.0], [0.0, 3.0]]]
 
 
-def test_fewer_books_are_a_prefix_and_more_never_hurt():
+def _random_quantizer():
     generator = torch.Generator().manual_seed(0)
     books = torch.randn(6, 32, 8, generator=generator) * 0.7 ** torch.arange(6)[:, None, None]
     books[:, 0] = 0
-    quantizer = _quantizer(books.tolist())
-    latents = torch.randn(2, 8, 50, generator=generator)
-    all_codes = quantizer.encode(latents, 6)
-    errors = []
-    for count in range(1, 7):
-        codes = quantizer.encode(latents, count)
-        assert torch.equal(codes, all_codes[:, :count])
-        errors.append((latents - quantizer.decode(codes)).square().sum(1))
-    assert all((later <= earlier + 1e-6).all() for earlier, later in zip(errors, errors[1:]))
+    return _quantizer(books.tolist()), torch.randn(2, 8, 50, generator=generator)
+
+
+def _error(quantizer, latents, codes):
+    return float((latents - quantizer.decode(codes)).square().mean())
+
+
+def test_the_search_beats_taking_the_nearest_entry_of_each_book_in_turn():
+    quantizer, latents = _random_quantizer()
+    residual, greedy = latents.transpose(1, 2), []
+    for book in quantizer.codebooks:
+        greedy.append(nearest(residual, book))
+        residual = residual - book[greedy[-1]]
+    assert _error(quantizer, latents, quantizer.encode(latents, 6)) < 0.6 * float(residual.square().mean())
+    assert torch.equal(quantizer.encode(latents, 1)[:, 0], greedy[0])
+
+
+def test_two_books_of_few_entries_are_searched_to_the_end():
+    quantizer, latents = _random_quantizer()
+    quantizer.codebooks = quantizer.codebooks[:2, :4]         # no more entries than the beam is wide
+    every = torch.cartesian_prod(torch.arange(4), torch.arange(4)).T[None]              # (1, 2, 16)
+    distances = (latents[..., None] - quantizer.decode(every)[0][:, None]).square().sum(1)
+    best = every[0][:, distances.argmin(-1)].transpose(0, 1)
+    assert torch.equal(quantizer.encode(latents, 2), best)
+
+
+def test_the_first_books_are_good_codes_themselves_and_more_never_hurt():
+    quantizer, latents = _random_quantizer()
+    codes = quantizer.encode(latents, 6)
+    errors = [_error(quantizer, latents, codes[:, :count]) for count in range(1, 7)]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[3] < 1.5 * _error(quantizer, latents, quantizer.encode(latents, 4))
+
+
+def test_codes_do_not_depend_on_what_is_searched_together():
+    quantizer, latents = _random_quantizer()
+    latents = latents.repeat(1, 1, 9).double()
+    codes = quantizer.double().encode(latents, 6)
+    assert torch.equal(codes, torch.cat([quantizer.encode(latents[:, :, t:t + 1], 6) for t in range(450)], 2))
 
 
 def test_silence_takes_entry_zero_of_every_book():

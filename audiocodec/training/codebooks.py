@@ -51,8 +51,7 @@ def _farthest(vectors: Tensor, errors: Tensor, count: int) -> Tensor:
     if not count:
         return vectors[:0]
     weights = errors.square().sum(1).double() + 1e-20
-    at = torch.rand(count, dtype=torch.float64, device=vectors.device) * weights.sum()
-    return vectors[torch.searchsorted(weights.cumsum(0), at).clamp_max(len(vectors) - 1)]
+    return vectors[torch.multinomial(weights, count, replacement=count > len(weights))]
 
 
 class CodebookTrainer:

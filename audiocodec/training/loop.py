@@ -277,7 +277,7 @@ class Trainer:
         """Write RUN/last.pt: everything a resumed run needs. Raises NacError for weights that are not finite."""
         if self.team.leads:
             if not all(p.isfinite().all() for p in self.generator.parameters()):
-                raise NacError(f"{self.run}: weights that are not finite; --resume goes on from the last good checkpoint")
+                raise NacError(f"{self.run}: weights not finite; --resume goes on from the last good checkpoint")
             places = {name: getattr(self, name) for name in (
                 "stage", "updates", "seconds", "total_updates", "total_seconds", "settled", "lengths",
                 "count_updates")}
