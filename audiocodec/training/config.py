@@ -35,6 +35,7 @@ class TrainConfig:
     start_crops: int
     refit_crops: int
     validate_updates: int
+    validate_clips: int
     workers: int
     code_hours: float
 

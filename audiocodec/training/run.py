@@ -23,7 +23,7 @@ from audiocodec.training.loop import Trainer
 from audiocodec.training.sources import open_source
 
 _LEAD = 48                   # frames of context before a sequence
-_VALID_SECONDS, _VALID_CLIPS = 8, 12
+_VALID_SECONDS = 8
 _SEQUENCES = 4               # coded together
 
 
@@ -93,7 +93,7 @@ def _data(material: Material, run: Path, config: TrainConfig, team: Team) -> tup
         team.wait()
     if not valid:
         sources, valid = zip(*(source.split() for source in sources))
-    return Crops(sources, config.crop, rate, config.seed), clips(valid, rate, _VALID_SECONDS, _VALID_CLIPS)
+    return Crops(sources, config.crop, rate, config.seed), clips(valid, rate, _VALID_SECONDS, config.validate_clips)
 
 
 def finish(trainer: Trainer, about: dict) -> Path:
