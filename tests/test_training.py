@@ -267,6 +267,14 @@ def test_a_killed_command_goes_on(folder, tmp_path):
     assert not _nac(folder, "--out", run, "--config", _small(tmp_path), "--resume").exit_code
     assert (run / "model.safetensors").exists()
 
+    again = tmp_path / "again"                   # begun from what came out; what the model is like comes with it
+    done = _nac(folder, "--out", again, "--config", "tiny", "--init", run / "model.safetensors", "--updates", 8,
+                "--stages", "polish")
+    assert not done.exit_code and "--resume --stages entropy" in done.output
+    assert {line["stage"] for line in _lines(again)} == {"polish"}
+    done = _nac(folder, "--out", again, "--config", "tiny", "--resume", "--updates", 8, "--stages", "entropy")
+    assert not done.exit_code and weights.load(str(again / "model.safetensors")).config["codec"]["num_books"] == 2
+
 
 # Errors
 

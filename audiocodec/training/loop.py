@@ -59,6 +59,7 @@ class Trainer:
         self.balancer = Balancer(config.losses, team)
         self.stage, self.updates, self.seconds = CODEC_STAGES[0], 0, 0.0
         self.total_updates, self.total_seconds = 0, 0.0
+        self.borrowed: dict | None = None    # the model's settings, if they came with weights to begin from
         self.settled = False                 # whether encoder and books are final
         self.best: dict | None = None        # score, stage and averaged weights of the best validation
         self.generator.accelerate(team.device, config.compile)
@@ -70,8 +71,12 @@ class Trainer:
             linear_start(self.generator, self._samples(_START, self.config.start_crops))
         self._share_start()
 
-    def start_from(self, tensors: dict[str, np.ndarray]) -> None:
-        """Begin from a trained codec's tensors, its books fitted anew to this run's audio."""
+    def start_from(self, tensors: dict[str, np.ndarray], settings: dict) -> None:
+        """Begin from a trained codec's tensors, its books fitted anew to this run's audio.
+
+        settings: what its ModelConfig holds, which a resumed run will ask for.
+        """
+        self.borrowed = settings
         self.generator.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in tensors.items()})
         self.average.load_state_dict(self.generator.state_dict())
         self._refit()
@@ -280,7 +285,7 @@ class Trainer:
                 raise NacError(f"{self.run}: weights not finite; --resume goes on from the last good checkpoint")
             places = {name: getattr(self, name) for name in (
                 "stage", "updates", "seconds", "total_updates", "total_seconds", "settled", "lengths",
-                "count_updates")}
+                "count_updates", "borrowed")}
             _save({**places, "config": asdict(self.config), "norms": self.balancer.norms, "best": self.best,
                    "torch_random": torch.get_rng_state(), "counts": self.books.counts, "sums": self.books.sums,
                    **{name: getattr(self, name).state_dict()
@@ -298,7 +303,7 @@ class Trainer:
             raise NacError(f"{self.run}: begun with another configuration; what differs: {', '.join(changed)}")
         if keep_lengths:
             self.lengths, self.count_updates = state["lengths"], state["count_updates"]
-        for name in ("stage", "updates", "seconds", "total_updates", "total_seconds", "settled", "best"):
+        for name in ("stage", "updates", "seconds", "total_updates", "total_seconds", "settled", "borrowed", "best"):
             setattr(self, name, state[name])
         self.balancer.norms = state["norms"]
         torch.set_rng_state(state["torch_random"].cpu())

@@ -66,7 +66,9 @@ def train(material: Material, run: Path, config: TrainConfig, plan: Plan | None,
         raise NacError(f"{last}: nothing to resume" if resume else f"{run}: holds a run; --resume goes on with it")
     begun = weights.load(init) if init else None
     if begun:
-        config = replace(config, model=ModelConfig(**begun.config["codec"]))
+        config = _with_model(config, begun.config["codec"])
+    elif resume and (borrowed := torch.load(last, weights_only=True, mmap=True)["borrowed"]):
+        config = _with_model(config, borrowed)
     with distributed.join(device) as team:
         run.mkdir(parents=True, exist_ok=True)
         trainer = Trainer(config, *_data(material, run, config, team), run, team,
@@ -74,13 +76,21 @@ def train(material: Material, run: Path, config: TrainConfig, plan: Plan | None,
         if resume:
             trainer.resume(keep_lengths=plan is None)
         elif begun:
-            trainer.start_from(begun.part("codec"))
+            trainer.start_from(begun.part("codec"), begun.config["codec"])
         else:
             trainer.start()
         trainer.fit()
         if not team.leads:
             return None
         return finish(trainer, about or {}) if trainer.lengths["entropy"] else last
+
+
+def _with_model(config: TrainConfig, model: dict) -> TrainConfig:
+    """A configuration for networks that are as the weights to begin from say."""
+    books = model["num_books"]
+    entropy = replace(config.entropy, num_books=books, detailed_books=min(books, config.entropy.detailed_books),
+                      context_books=min(books, config.entropy.context_books))
+    return replace(config, model=ModelConfig(**model), entropy=entropy)
 
 
 def _data(material: Material, run: Path, config: TrainConfig, team: Team) -> tuple[Crops, np.ndarray]:
