@@ -72,11 +72,12 @@ class AudioReader:
     Raises AudioError when the file cannot be read, and for rates and channel counts nac does not support.
     """
 
-    def __init__(self, path: Path):
-        self.path = Path(path)
-        _check_readable(self.path)
+    def __init__(self, path: Path, name: Path | None = None):
+        path = Path(path)
+        self.path = name or path     # in messages: where a copy came from
+        _check_readable(path)
         try:
-            self._file = _Stream(os.fsencode(self.path))
+            self._file = _Stream(os.fsencode(path))
         except soundfile.LibsndfileError as error:
             raise AudioError(f"{self.path}: not an audio file that nac reads ({_reason(error)})") from None
         self.sample_rate = self._file.samplerate
@@ -90,7 +91,7 @@ class AudioReader:
             self._file.close()
             raise AudioError(f"{self.path}: {error}") from None
         tags = {name.upper(): text for name, text in self._file.copy_metadata().items()}
-        self.tags, self.dropped_tags = _fit_tags(tuple((name, tags[name]) for name in WRITABLE_TAGS if name in tags))
+        self.tags, self.dropped_tags = fit_tags(tuple((name, tags[name]) for name in WRITABLE_TAGS if name in tags))
         if self.dropped_tags:
             names = ", ".join(self.dropped_tags)
             warnings.warn(f"{self.path}: tags left out, too long for a .nac file: {names}", stacklevel=2)
@@ -142,7 +143,7 @@ def check_layout(sample_rate: int, channels: int) -> None:
         raise AudioError(f"sample rate {sample_rate} Hz; nac reads {MIN_SAMPLE_RATE} to {MAX_SAMPLE_RATE}")
 
 
-def _fit_tags(tags: Tags) -> tuple[Tags, tuple[str, ...]]:
+def fit_tags(tags: Tags) -> tuple[Tags, tuple[str, ...]]:
     """Return the tags that a .nac file can hold, and the names of the others: the longest, no more than needed."""
     sizes = {name: len(f"{name}={text}".encode()) + _TAG_LENGTH for name, text in tags}
     dropped = []
@@ -150,6 +151,16 @@ def _fit_tags(tags: Tags) -> tuple[Tags, tuple[str, ...]]:
         dropped.append(max(sizes, key=sizes.get))
         del sizes[dropped[-1]]
     return tuple((name, text) for name, text in tags if name in sizes), tuple(dropped)
+
+
+def replace_tags(tags: Tags, new: Tags) -> Tags:
+    """Return the tags with new ones in place of those of the same names; an empty text takes a tag out.
+
+    >>> replace_tags((("TITLE", "a"), ("DATE", "b")), (("TITLE", "c"), ("DATE", "")))
+    (('TITLE', 'c'),)
+    """
+    names = {name for name, _ in new}
+    return tuple(tag for tag in tags if tag[0] not in names) + tuple(tag for tag in new if tag[1])
 
 
 def _check_readable(path: Path) -> None:
@@ -225,7 +236,7 @@ class AudioWriter:
     def write(self, samples: np.ndarray) -> None:
         """Append samples (C, n); integer subtypes round to the nearest step and clip to [-1, 1]."""
         with self._failures_named():
-            self._file.write(samples.T if self._bits is None else _to_int32(samples, self._bits).T)
+            self._file.write(samples.T if self._bits is None else to_int32(samples, self._bits).T)
         self._is_empty &= not samples.size
 
     @contextlib.contextmanager
@@ -272,7 +283,7 @@ def restored_subtype(source_subtype: str, target: Path) -> str:
     return subtype
 
 
-def _to_int32(samples: np.ndarray, bits: int) -> np.ndarray:
+def to_int32(samples: np.ndarray, bits: int) -> np.ndarray:
     """Round to the nearest of 2**bits steps, in the upper bits of int32; libsndfile would round down."""
     scale = 1 << (bits - 1)
     steps = np.rint(np.float64(samples) * scale).clip(-scale, scale - 1)
@@ -357,16 +368,29 @@ class Resampler:
     whole stream to 1e-6 wherever that is feasible: torchaudio's filter table grows with the product of the
     two rates over their common divisor, to gigabytes for 47999 -> 24000 Hz. Past a bound torchaudio
     oversamples the stream instead, and cubics find the values at the exact positions.
+
+    start: which sample of the stream the first one pushed is, a multiple of `chunk`. What comes out begins with the
+    sample of the result at that place; from `context` source samples on it is the same as that of the whole stream.
     """
 
-    def __init__(self, source_rate: int, target_rate: int):
+    def __init__(self, source_rate: int, target_rate: int, start: int = 0):
         common = math.gcd(source_rate, target_rate)
         self._source, self._target = source_rate // common, target_rate // common
         self._filter = _make_filter(self._source, self._target) if source_rate != target_rate else None
         self._pending = None      # (C, context + n): samples not yet resampled, after those they lean on
-        self._position = 0        # of the first of those n samples
-        self._num_in = 0
-        self._num_out = 0
+        self._position = start    # of the first of those n samples
+        self._num_in = start
+        self._num_out = self.first_out = -(-start * self._target // self._source)
+
+    @property
+    def chunk(self) -> int:
+        """Source samples that are resampled at once."""
+        return self._filter.chunk if self._filter else 1
+
+    @property
+    def context(self) -> int:
+        """Source samples on each side that a sample may depend on."""
+        return self._filter.context if self._filter else 0
 
     def push(self, samples: np.ndarray) -> np.ndarray:
         """Take the stream's next samples, float32 (C, n); return those that are ready, float32 (C, m)."""

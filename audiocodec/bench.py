@@ -1,357 +1,325 @@
-"""Run codecs over clips of a folder of recordings, score what comes back, and sum it up.
+"""How fast nac is on this machine: encoding, decoding and streaming, the room behind `nac bench`."""
 
-    python -m audiocodec.bench corpus/valid --kbps 1.5,3,6,12,24 --peers opus:6,12 --clips 40 --csv scores.csv
-"""
-
-import csv
-import math
+import contextlib
+import functools
 import os
-import random
+import platform
+import statistics
 import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
-from functools import partial
-from itertools import zip_longest
-from multiprocessing import get_context
+from dataclasses import dataclass, field
+from inspect import isgenerator
 from pathlib import Path
 
-import click
 import numpy as np
-import soundfile
-from tqdm import tqdm
+import torch
 
-from audiocodec import metrics
+from audiocodec import __version__, audio, codec, container, entropy, model, quantizer, rangecoder
 from audiocodec.errors import NacError
+from audiocodec.tokens import Codec, StreamDecoder, StreamEncoder, choose_device
 
-SAMPLE_RATE = 24_000  # Hz, of all clips
-KINDS = ("speech", "music", "sfx")  # names of folders that say what is in them
-MIN_SECONDS, MAX_SECONDS = 8, 12
-_SILENCE = 1e-3  # RMS under which a clip is left out: 60 dB under full scale
-_ENDINGS = {".wav", ".flac", ".ogg", ".opus", ".mp3"}
+_STREAM_SECONDS = 10  # of audio, at most, frame by frame
+_WARM_UP_FRAMES = 75
+# A small process starts each command: it would inherit the peak memory of a large one.
+_LAUNCHER = """
+import os, sys, time
+null = os.open(os.devnull, os.O_WRONLY)
+start = time.perf_counter()
+process = os.posix_spawnp(sys.argv[1], sys.argv[1:], os.environ, file_actions=[
+    (os.POSIX_SPAWN_DUP2, null, 1), (os.POSIX_SPAWN_DUP2, null, 2)])
+_, status, usage = os.wait4(process, 0)
+print(time.perf_counter() - start, usage.ru_maxrss)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+REST = "rest"  # the stage of all time that no other has
 
-Row = dict[str, str | float]  # clip, kind, codec, kbps, then one score for each metric that applies
-
-
-@dataclass(frozen=True)
-class Clip:
-    """A piece of a reference recording."""
-
-    name: str
-    kind: str  # one of KINDS, or "other"
-    samples: np.ndarray  # float32 (N,) at SAMPLE_RATE
-
-
-@dataclass(frozen=True)
-class Codec:
-    """A codec at one rate: both directions as plain functions, which worker processes can be sent."""
-
-    name: str
-    encode: Callable[[np.ndarray], bytes]  # samples float32 (N,) at SAMPLE_RATE
-    decode: Callable[[bytes], np.ndarray]  # samples float32 (N,) again, of the same length
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A column of the table."""
-
-    title: str
-    digits: int
-    scores: dict[str, Callable[[np.ndarray, np.ndarray, int], float]]  # by kind of clip; "": all others
-
-
-METRICS = {
-    "mel": Metric("log-mel distance", 3, {"": metrics.log_mel_distance}),
-    "si_sdr": Metric("SI-SDR, dB", 1, {"": metrics.si_sdr}),
-    "pesq": Metric("PESQ-wb", 2, {"speech": metrics.pesq_wb}),
-    "stoi": Metric("STOI", 3, {"speech": metrics.stoi}),
-    "visqol": Metric("ViSQOL", 2, {"speech": metrics.visqol_speech, "": metrics.visqol_audio}),
+_MODEL_CALLS = ("cost", "tables", "contexts", "hidden", "class_counts", "member_counts", "add")
+_STAGES = {  # of each stage, the calls in which it happens
+    "read audio": [(audio.AudioReader, ("blocks",))],
+    "resample": [(audio.Resampler, ("push", "flush"))],
+    "encoder network": [(model.Encoder, ("forward",))],
+    "quantizer search": [(quantizer.ResidualQuantizer, ("encode",))],
+    "entropy model": [(entropy.EntropyModel, _MODEL_CALLS)],
+    "range coder": [(rangecoder.RangeCoder, ("encode", "decode")), (rangecoder.PackedCoder, ("encode", "decode"))],
+    "container": [(container.Writer, ("write", "close")), (container.Reader, ("__init__", "__iter__"))],
+    "codebook look-up": [(quantizer.ResidualQuantizer, ("decode",))],
+    "decoder network": [(model.Decoder, ("forward",))],
+    "write audio": [(audio.AudioWriter, ("write", "__exit__"))],
 }
 
 
-# Clips
+@dataclass
+class Stages:
+    """The time that each stage takes for itself, without those that it calls, in seconds."""
 
+    seconds: dict[str, float] = field(default_factory=dict)
+    settle: Callable[[], None] = lambda: None  # waits until a device has done what it was told
+    _since: float = 0.0
+    _running: list[str] = field(default_factory=list)
 
-def choose_clips(folder: Path, kind: str, count: int) -> list[Clip]:
-    """Up to `count` clips of 8 to 12 s from the files of one kind in a tree, the same ones every time.
+    def enter(self, stage: str) -> None:
+        self._switch()
+        self._running.append(stage)
 
-    A file's kind is its nearest folder's whose name is in KINDS, else "other". Files under 8 s are joined
-    with others of their folder; of longer ones the middle 10 s are taken. Folders take turns, and near-silent
-    clips are passed over.
-    """
-    groups: dict[Path, list[Path]] = {}
-    for path in sorted(folder.resolve().rglob("*")):
-        if path.suffix.lower() in _ENDINGS and _kind(path) == kind:
-            groups.setdefault(path.parent, []).append(path)
-    turns = [part for parts in zip_longest(*map(_plan_clips, groups.values())) for part in parts if part]
-    clips = []
-    for parts in turns:
-        if len(clips) == count:
-            break
+    def leave(self) -> None:
+        self._switch()
+        self._running.pop()
+
+    def _switch(self) -> None:
+        self.settle()
+        now = time.perf_counter()
+        if self._running:
+            stage = self._running[-1]
+            self.seconds[stage] = self.seconds.get(stage, 0) + now - self._since
+        self._since = now
+
+    @contextlib.contextmanager
+    def traced(self) -> Iterator[None]:
+        """Wrap the calls of _STAGES; outside nothing is slowed."""
+        plain = [(owner, name, getattr(owner, name), stage)
+                 for stage, calls in _STAGES.items() for owner, names in calls for name in names]
+        for owner, name, call, stage in plain:
+            setattr(owner, name, self._wrapped(call, stage))
+        self.enter(REST)
         try:
-            samples = _load_clip(parts)
-        except soundfile.LibsndfileError as error:
-            _skip(parts, error)
-            continue
-        if np.sqrt(np.mean(np.square(samples))) >= _SILENCE:
-            clips.append(Clip(f"{parts[0].parent.name}/{parts[0].stem}", kind, samples))
-    return clips
+            yield
+        finally:
+            self.leave()
+            for owner, name, call, _ in plain:
+                setattr(owner, name, call)
+
+    def _wrapped(self, call: Callable, stage: str) -> Callable:
+        @functools.wraps(call)
+        def timed(*args, **options):
+            self.enter(stage)
+            try:
+                result = call(*args, **options)
+            finally:
+                self.leave()
+            return self._steps(result, stage) if isgenerator(result) else result
+
+        return timed
+
+    def _steps(self, steps: Iterator, stage: str) -> Iterator:
+        while True:
+            self.enter(stage)
+            try:
+                step = next(steps)
+            except StopIteration as end:
+                return end.value
+            finally:
+                self.leave()
+            yield step
 
 
-def _kind(path: Path) -> str:
-    return next((name for name in reversed(path.parent.parts) if name in KINDS), "other")
+def speech_like(seconds: float, sample_rate: int) -> np.ndarray:
+    """Samples float32 (1, N) that sound a little like speech: voiced syllables, hisses and pauses. Always the same."""
+    rng = np.random.default_rng(0)
+    num_samples = round(seconds * sample_rate)
+    parts, length = [], 0
+    while length < num_samples:
+        t = np.arange(round(rng.uniform(0.08, 0.3) * sample_rate)) / sample_rate
+        kind = rng.choice(["voice", "hiss", "pause"], p=[0.65, 0.2, 0.15])
+        phase = 2 * np.pi * np.cumsum(rng.uniform(90, 220) * (1 + 0.1 * np.sin(12 * t))) / sample_rate
+        formants = rng.uniform((300, 900, 2200), (800, 2000, 3000))
+        voice = sum(np.exp(-np.abs(formants - 150 * n).min() / 400) * np.sin(n * phase) for n in range(1, 25))
+        sound = {"voice": 0.2 * voice, "hiss": rng.normal(0, 0.03, len(t)), "pause": np.zeros(len(t))}[kind]
+        parts.append(sound * np.hanning(len(t)) + rng.normal(0, 1e-3, len(t)))
+        length += len(t)
+    whole = np.concatenate([*parts, np.zeros(0)])[:num_samples]
+    return np.clip(whole, -1, 1).astype(np.float32)[None]
 
 
-def _plan_clips(paths: list[Path]) -> list[list[Path]]:
-    """The files of one folder -> the files of each clip, in an order that mixes the folder's files."""
-    plans, short, total = [], [], 0.0
-    for path in paths:
+def run(*, model_name: str, device: str = "auto", seconds: float = 60, rates: list[float], repeats: int = 5,
+        source: Path | None = None, progress: Callable[[str], None] = lambda what: None) -> dict:
+    """Time everything; return one dictionary that json can write. progress(what) hears what is about to be timed.
+
+    source: a recording to take, repeated to the length in seconds, in place of what `speech_like` makes.
+    Raises NacError for a model or device that is not here, and for audio that cannot be read.
+    """
+    loaded = Codec.load(model_name, choose_device(device))
+    samples, sample_rate = _clip(source, seconds, loaded.config.sample_rate)
+    with tempfile.TemporaryDirectory() as folder:
+        timer = _Timer(model_name, device, Path(folder), repeats, progress)
+        files = [timer.files(samples, sample_rate, kbps) for kbps in rates]
+        streams = []
+        for kbps in rates:
+            progress(f"streaming at {kbps:g} kbps")
+            streams.append({"kbps": kbps} | stream(loaded, samples, kbps))
+        commands = timer.commands(samples, sample_rate, rates[0])
+    return {
+        "nac": __version__, "model": model_name, "weights": loaded.weights.identity.hex(), "machine": _machine(),
+        "device": loaded.device if isinstance(loaded.device, str) else str(loaded.device),
+        "threads": torch.get_num_threads(), "seconds": samples.shape[1] / sample_rate, "sample_rate": sample_rate,
+        "channels": len(samples), "audio": source.name if source else "synthetic", "repeats": repeats,
+        "files": files, "streaming": streams, "commands": commands}
+
+
+def _clip(source: Path | None, seconds: float, sample_rate: int) -> tuple[np.ndarray, int]:
+    if source is None:
+        return speech_like(seconds, sample_rate), sample_rate
+    samples, sample_rate = audio.read(source)
+    num_samples = round(seconds * sample_rate)
+    return np.tile(samples, -(-num_samples // max(1, samples.shape[1])))[:, :num_samples], sample_rate
+
+
+@dataclass
+class _Timer:
+    """Times whole files, by the calls that the commands make and by the commands themselves."""
+
+    model: str
+    device: str
+    folder: Path
+    repeats: int
+    progress: Callable[[str], None]
+
+    def files(self, samples: np.ndarray, sample_rate: int, kbps: float) -> dict:
+        """Encode a WAV file and decode it: once to warm up, then `repeats` times, and once more for the stages."""
+        wav, coded, decoded = (self.folder / name for name in ("clip.wav", "clip.nac", "decoded.wav"))
+        audio.write(wav, samples, sample_rate)
+
+        def encode():
+            codec.encode_file(wav, coded, kbps=kbps, model=self.model, device=self.device, force=True)
+
+        def decode():
+            codec.decode_file(coded, decoded, model=self.model, device=self.device, force=True)
+
+        seconds = samples.shape[1] / sample_rate
+        result = {"kbps": kbps, "encode": self._measure(f"encoding at {kbps:g} kbps", encode, seconds)}
+        result["bytes"] = coded.stat().st_size
+        result["true_kbps"] = result["bytes"] * 8e-3 / seconds
+        result["decode"] = self._measure(f"decoding at {kbps:g} kbps", decode, seconds)
+        return result
+
+    def _measure(self, what: str, call: Callable[[], None], seconds: float) -> dict:
+        self.progress(what)
+        call()
+        times = []
+        for _ in range(self.repeats):
+            start = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - start)
+        stages = Stages(settle=torch.cuda.synchronize if torch.cuda.is_available() else lambda: None)
+        with stages.traced():
+            call()
+        total = sum(stages.seconds.values())
+        shares = {stage: stages.seconds[stage] / total for stage in (*_STAGES, REST) if stage in stages.seconds}
+        median = statistics.median(times)
+        return {"seconds": median, "fastest": min(times), "slowest": max(times), "times_real_time": seconds / median,
+                "shares": shares}
+
+    def commands(self, samples: np.ndarray, sample_rate: int, kbps: float) -> list[dict]:
+        """Whole commands as processes of their own: wall time and peak memory, start-up included."""
+        short, long = self.folder / "short.wav", self.folder / "clip.wav"
+        audio.write(short, samples[:, :sample_rate], sample_rate)
+        rate = ["-k", f"{kbps:g}", "--model", self.model, "--device", self.device, "-f"]
+        back = ["--model", self.model, "--device", self.device, "-f"]
+        seconds = samples.shape[1] / sample_rate
+        return [
+            self._command("nac --help", "--help"),
+            self._command("nac encode, 1 s", "encode", short, *rate),
+            self._command("nac decode, 1 s", "decode", short.with_suffix(".nac"), "-o", self.folder / "a.wav", *back),
+            self._command(f"nac encode, {seconds:g} s", "encode", long, *rate),
+            self._command(f"nac decode, {seconds:g} s", "decode", long.with_suffix(".nac"), "-o",
+                          self.folder / "b.wav", *back)]
+
+    def _command(self, name: str, *args: str | Path) -> dict:
+        """The quicker of two runs."""
+        self.progress(name)
         try:
-            seconds = soundfile.info(path).duration
-        except soundfile.LibsndfileError as error:
-            _skip([path], error)
-            continue
-        if seconds >= MIN_SECONDS:
-            plans.append([path])
-            continue
-        short.append(path)
-        total += seconds
-        if total >= MIN_SECONDS:
-            plans.append(short)
-            short, total = [], 0.0
-    random.Random(0).shuffle(plans)
-    return plans
+            runs = [_timed_process([sys.executable, "-m", "audiocodec", *map(str, args)]) for _ in range(2)]
+        except subprocess.CalledProcessError as error:
+            raise NacError(f"{name} failed with status {error.returncode}") from None
+        return {"command": name} | min(runs, key=lambda run: run["seconds"])
 
 
-def _skip(paths: list[Path], error: soundfile.LibsndfileError) -> None:
-    click.echo(f"{', '.join(map(str, paths))}: skipped: {error.error_string}", err=True)
+def _timed_process(command: list[str]) -> dict:
+    """Wall time in seconds and peak memory in MB, or None where the system does not tell."""
+    start = time.perf_counter()
+    if not hasattr(os, "wait4"):
+        subprocess.run(command, check=True, capture_output=True)
+        return {"seconds": time.perf_counter() - start, "peak_mb": None}
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", _LAUNCHER, *command], check=True, capture_output=True)
+    seconds, peak = map(float, done.stdout.split())
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes of ru_maxrss
+    return {"seconds": seconds, "peak_mb": peak * unit / 1e6}
 
 
-def _load_clip(paths: list[Path]) -> np.ndarray:
-    """Samples (N,) at SAMPLE_RATE, mono: the middle of one file, or several files one after another."""
-    parts = [_load_middle(path, 10) for path in paths]
-    return np.concatenate(parts)[:MAX_SECONDS * SAMPLE_RATE]
+def stream(loaded: Codec, samples: np.ndarray, kbps: float) -> dict:
+    """Encode and decode frame by frame, without entropy coding: milliseconds for each frame, both ways together.
 
-
-def _load_middle(path: Path, seconds: float) -> np.ndarray:
-    with soundfile.SoundFile(path) as file:
-        wanted = min(file.frames, round(seconds * file.samplerate))
-        file.seek((file.frames - wanted) // 2)
-        samples = file.read(wanted, dtype="float32", always_2d=True).mean(axis=1)
-        return metrics.resample(samples, file.samplerate, SAMPLE_RATE)
-
-
-# Codecs
-
-
-def nac(kbps: float, model: str) -> Codec:
-    """nac itself, at a ceiling in kbps, with weights given by name or path."""
-    return Codec(f"nac {kbps:g}", partial(_nac_encode, model, kbps=kbps), partial(_nac_decode, model))
-
-
-def nac_books(codebooks: int, model: str) -> Codec:
-    """nac with a fixed count of codebooks."""
-    return Codec(f"nac {codebooks} books", partial(_nac_encode, model, codebooks=codebooks),
-                 partial(_nac_decode, model))
-
-
-def _nac_encode(model: str, samples: np.ndarray, **rate) -> bytes:
-    from audiocodec import codec
-
-    return codec.encode(samples[None], SAMPLE_RATE, model=model, **rate)
-
-
-def _nac_decode(model: str, data: bytes) -> np.ndarray:
-    from audiocodec import codec
-
-    samples, _ = codec.decode(data, model=model)
-    return samples[0]
-
-
-def opus(kbps: float) -> Codec:
-    """Opus by the programs opusenc and opusdec, at a target in kbps; its bytes are those of the Ogg file."""
-    return Codec(f"opus {kbps:g}", partial(_opus_encode, kbps), _opus_decode)
-
-
-def _opus_encode(kbps: float, samples: np.ndarray) -> bytes:
-    options = ["--comp", "10", "--bitrate", f"{kbps:g}", "--padding", "0"]
-    with tempfile.TemporaryDirectory() as folder:
-        source, target = Path(folder, "source.wav"), Path(folder, "target.opus")
-        soundfile.write(source, samples, SAMPLE_RATE, subtype="FLOAT")
-        _run("opusenc", "--quiet", *options, str(source), str(target))
-        return target.read_bytes()
-
-
-def _opus_decode(data: bytes) -> np.ndarray:
-    with tempfile.TemporaryDirectory() as folder:
-        source, target = Path(folder, "source.opus"), Path(folder, "target.wav")
-        source.write_bytes(data)
-        _run("opusdec", "--quiet", "--float", "--rate", str(SAMPLE_RATE), str(source), str(target))
-        return soundfile.read(target, dtype="float32")[0]
-
-
-def _run(*command: str) -> None:
-    try:
-        subprocess.run(command, check=True, capture_output=True, text=True)
-    except FileNotFoundError:
-        raise NacError(f"{command[0]}: not installed; it comes with opus-tools") from None
-    except subprocess.CalledProcessError as error:
-        raise NacError(f"{command[0]}: {(error.stderr.strip() or str(error)).splitlines()[-1]}") from None
-
-
-# Scores
-
-
-def score_clips(clips: list[Clip], codecs: list[Codec], names: list[str], jobs: int = 1) -> Iterator[Row]:
-    """Yield one row for each clip and codec, in order; names are keys of METRICS.
-
-    With jobs > 1, so many processes share the clips.
+    samples float32 (C, n) count as the model's rate; kbps gives the number of books before entropy coding.
     """
-    score = partial(_score_clip, codecs, names)
-    if jobs == 1:
-        for clip in clips:
-            yield from score(clip)
-        return
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the workers; processes are the better threads here
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        for rows in pool.map(score, clips):
-            yield from rows
+    config = loaded.config
+    num_books = max(1, min(config.num_books, round(kbps * 1000 / config.bits_per_book)))
+    encoder, decoder = StreamEncoder(loaded, 1, num_books), StreamDecoder(loaded, 1)
+    books = np.array([num_books])
+    times = []
+    most = _STREAM_SECONDS * config.sample_rate + _WARM_UP_FRAMES * config.hop
+    mono = samples.mean(0, keepdims=True)[:, :most]
+    for at in range(0, mono.shape[1] - config.hop + 1, config.hop):
+        frame = np.ascontiguousarray(mono[:, at:at + config.hop])
+        start = time.perf_counter()
+        decoder.push(encoder.push(frame), books)
+        times.append(1000 * (time.perf_counter() - start))
+    counted = times[min(_WARM_UP_FRAMES, len(times) // 2):] or [float("nan")]
+    median, p95, p99 = np.percentile(counted, [50, 95, 99])
+    return {"codebooks": num_books, "frames": len(counted), "frame_ms": 1000 * config.hop / config.sample_rate,
+            "median_ms": float(median), "p95_ms": float(p95), "p99_ms": float(p99), "worst_ms": float(max(counted)),
+            "delay_ms": 2000 * config.hop / config.sample_rate}
 
 
-def _score_clip(codecs: list[Codec], names: list[str], clip: Clip) -> list[Row]:
-    rows = []
-    for codec in codecs:
-        data = codec.encode(clip.samples)
-        decoded = _fit(codec.decode(data), len(clip.samples))
-        row: Row = {"clip": clip.name, "kind": clip.kind, "codec": codec.name}
-        row["kbps"] = len(data) * 8 / 1000 / (len(clip.samples) / SAMPLE_RATE)
-        for name in names:
-            score = METRICS[name].scores.get(clip.kind) or METRICS[name].scores.get("")
-            row[name] = score(clip.samples, decoded, SAMPLE_RATE) if score else math.nan
-        rows.append(row)
-    return rows
+def _machine() -> str:
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, StopIteration):
+        with open("/proc/cpuinfo") as file:
+            name = next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{name}, {_counted(cores, 'core')} in use, {platform.system()}"
 
 
-def _fit(samples: np.ndarray, length: int) -> np.ndarray:
-    """Cut off, or fill up with silence, what a codec got wrong about the length."""
-    return np.pad(samples[:length], (0, max(0, length - len(samples)))).astype(np.float32)
+# Tables
 
 
-# Results
+def markdown(result: dict) -> str:
+    """What `run` returned, as tables in Markdown."""
+    layout = f"{result['channels']} x {result['sample_rate']} Hz" if result["channels"] > 1 \
+        else f"{result['sample_rate']} Hz"
+    lines = [
+        f"nac {result['nac']}, model {result['model']} ({result['weights']}), {result['machine']}; "
+        f"{result['device']}, {_counted(result['threads'], 'thread')}; "
+        f"{result['seconds']:g} s of {result['audio']} audio, {layout}; {_counted(result['repeats'], 'repeat')} "
+        "after a warm-up", "",
+        *_table(["kbps", "true kbps", "direction", "seconds (fastest to slowest)", "x real time"],
+                [[f"{file['kbps']:g}", f"{file['true_kbps']:.2f}", way, _spread(file[way]),
+                  f"{file[way]['times_real_time']:.1f}"] for file in result["files"] for way in ("encode", "decode")])]
+    for way in ("encode", "decode"):
+        stages = list(dict.fromkeys(stage for file in result["files"] for stage in file[way]["shares"]))
+        lines += ["", *_table([f"share of {way} time", *(f"{file['kbps']:g} kbps" for file in result["files"])],
+                              [[stage, *(f"{file[way]['shares'].get(stage, 0):.1%}" for file in result["files"])]
+                               for stage in stages])]
+    lines += ["", *_table(
+        ["streaming", "codebooks", "frame, ms", "median, ms", "p95", "p99", "worst", "delay, ms"],
+        [[f"{row['kbps']:g} kbps", str(row["codebooks"]), f"{row['frame_ms']:.1f}",
+          *(f"{row[name]:.2f}" for name in ("median_ms", "p95_ms", "p99_ms", "worst_ms")), f"{row['delay_ms']:.1f}"]
+         for row in result["streaming"]])]
+    lines += ["", *_table(["command", "seconds", "peak memory, MB"],
+                          [[row["command"], f"{row['seconds']:.2f}",
+                            "" if row["peak_mb"] is None else f"{row['peak_mb']:.0f}"] for row in result["commands"]])]
+    return "\n".join(lines)
 
 
-def summarise(rows: list[Row]) -> list[Row]:
-    """One row for each kind and codec: kind, codec, clips, and of each number the mean and 95 % interval.
-
-    A score `x` becomes `x` and `x_interval`, half the interval's width (normal approximation, over clips).
-    nan, a score that does not apply, is left out.
-    """
-    groups: dict[tuple, list[Row]] = {}
-    for row in rows:
-        groups.setdefault((row["kind"], row["codec"]), []).append(row)
-    summary = []
-    for (kind, codec), members in groups.items():
-        line: Row = {"kind": kind, "codec": codec, "clips": len(members)}
-        for name in ("kbps", *(name for name in METRICS if name in members[0])):
-            values = np.array([member[name] for member in members], float)
-            values = values[~np.isnan(values)]
-            line[name] = float(values.mean()) if len(values) else math.nan
-            spread = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-            line[f"{name}_interval"] = float(1.96 * spread)
-        summary.append(line)
-    return summary
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def markdown(summary: list[Row]) -> str:
-    """The lines of `summarise` as a table: mean ± 95 % interval."""
-    names = [name for name in METRICS if any(name in line for line in summary)]
-    head = ["kind", "codec", "clips", "kbps", *(METRICS[name].title for name in names)]
-    table = [head, ["---", "---", *["---:"] * (len(head) - 2)]]
-    for line in summary:
-        scores = [_cell(line[name], line[f"{name}_interval"], METRICS[name].digits) for name in names]
-        table.append([line["kind"], line["codec"], str(line["clips"]), f"{line['kbps']:.2f}", *scores])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in table)
+def _spread(times: dict) -> str:
+    return f"{times['seconds']:.2f} ({times['fastest']:.2f} to {times['slowest']:.2f})"
 
 
-def _cell(mean: float, interval: float, digits: int) -> str:
-    if math.isnan(mean):
-        return ""
-    return f"{mean:.{digits}f}" if math.isnan(interval) else f"{mean:.{digits}f} ± {interval:.{digits}f}"
-
-
-def write_csv(path: Path, rows: list[Row]) -> None:
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-# Command
-
-
-def _numbers(context, parameter, text: str) -> list[float]:
-    try:
-        return [float(number) for number in text.split(",") if number]
-    except ValueError:
-        raise click.BadParameter(f"{text!r}; expected numbers with commas between them") from None
-
-
-def _counts(context, parameter, text: str) -> list[int]:
-    try:
-        return [int(number) for number in text.split(",") if number]
-    except ValueError:
-        raise click.BadParameter(f"{text!r}; expected whole numbers with commas between them") from None
-
-
-def _peers(context, parameter, texts: tuple[str, ...]) -> list[Codec]:
-    codecs = []
-    for text in texts:
-        name, _, rates = text.partition(":")
-        if name != "opus":
-            raise click.BadParameter(f"{text!r}; expected opus:KBPS,KBPS,...")
-        codecs += [opus(kbps) for kbps in _numbers(context, parameter, rates)]
-    return codecs
-
-
-def _names(allowed, context, parameter, text: str) -> list[str]:
-    names = text.split(",")
-    unknown = [name for name in names if name not in allowed]
-    if unknown:
-        raise click.BadParameter(f"{unknown[0]!r}; expected some of {','.join(allowed)}")
-    return names
-
-
-@click.command()
-@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--kbps", default="1.5,3,6,12,24", show_default=True, callback=_numbers, help="Rates of nac.")
-@click.option("--codebooks", default="", callback=_counts, help="Fixed counts of codebooks of nac, besides.")
-@click.option("--peers", multiple=True, callback=_peers, help="Other codecs: opus:KBPS,KBPS,...")
-@click.option("--model", default="nac-24k", show_default=True, help="Weights, by name or path.")
-@click.option("--kinds", default="speech,music", show_default=True,
-              callback=partial(_names, (*KINDS, "other")), help="Kinds of clips: folders' names, or other.")
-@click.option("--clips", default=20, show_default=True, type=click.IntRange(1), help="Clips of each kind.")
-@click.option("--metrics", "names", default="mel,si_sdr,pesq,stoi", show_default=True,
-              callback=partial(_names, tuple(METRICS)), help=f"Scores, of {','.join(METRICS)}.")
-@click.option("--csv", "target", type=click.Path(dir_okay=False, path_type=Path), help="Keep all rows.")
-@click.option("-j", "--jobs", default=1, show_default=True, type=click.IntRange(1), help="Worker processes.")
-def main(folder, kbps, codebooks, peers, model, kinds, clips, names, target, jobs):
-    """Score nac, and other codecs beside it, on clips of the recordings in FOLDER; print a table."""
-    codecs = [nac(rate, model) for rate in kbps] + [nac_books(count, model) for count in codebooks] + peers
-    if not codecs:
-        raise click.UsageError("No codecs; give --kbps, --codebooks or --peers.")
-    chosen = [clip for kind in kinds for clip in choose_clips(folder, kind, clips)]
-    if not chosen:
-        raise click.ClickException(f"{folder}: no audio of 8 s under folders named {' or '.join(kinds)}")
-    try:
-        total = len(chosen) * len(codecs)
-        rows = list(tqdm(score_clips(chosen, codecs, names, jobs), total=total, unit="run", disable=None))
-    except NacError as error:
-        raise click.ClickException(str(error)) from None
-    if target:
-        write_csv(target, rows)
-    click.echo(markdown(summarise(rows)))
-
-
-if __name__ == "__main__":
-    main()
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    aligned = ["---", *["---:"] * (len(head) - 1)]
+    return [f"| {' | '.join(cells)} |" for cells in (head, aligned, *rows)]

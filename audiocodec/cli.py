@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from audiocodec import __version__
+from audiocodec import __version__, batch, options, seek
 from audiocodec.errors import NacError
 
 # These four repeat what codec.py, tokens.py and container.py say, since importing codec.py would load torch; a test
@@ -22,16 +23,34 @@ DEFAULT_MODEL = "nac-24k"
 DEFAULT_KBPS = 6
 KBPS = click.FloatRange(0.75, 48)
 CODEBOOKS = click.IntRange(1, 32)
-_AUDIO_ENDINGS = {".aif", ".aiff", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".wav"}
 INTERRUPTED, TERMINATED = 130, 143   # exit statuses, as shells have them
 
-Convert = Callable[[Path, Path, Callable], tuple[float, str]]   # source, target, progress -> seconds, summary
+Convert = Callable[[Path, Path, bool, Callable], tuple[float, str]]   # source, target, force, progress
 
 
-def _check_output(context, parameter, text: str | None) -> str | None:
-    if text == "-":
-        raise click.BadParameter("pipes are not supported yet.")
-    return text
+def _check_time(context, parameter, text: str | None):
+    try:
+        return None if text is None else seek.parse_time(text)
+    except ValueError as error:
+        raise click.BadParameter(f"{error}; expected SECONDS, M:S or H:M:S.") from None
+
+
+def _check_raw(context, parameter, text: str | None):
+    if text is None:
+        return None
+    from audiocodec import pcm
+    try:
+        return pcm.RawFormat.parse(text)
+    except NacError as error:
+        raise click.BadParameter(f"{error}.") from None
+
+
+def _check_tags(context, parameter, texts: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    tags = tuple(text.partition("=")[::2] for text in texts)
+    for text, (name, _) in zip(texts, tags):
+        if not name or "=" not in text or not (name.isascii() and name.isprintable()) or "~" in name:
+            raise click.BadParameter(f"{text!r}; expected KEY=VALUE with a KEY of printable ASCII.")
+    return tuple((name.upper(), text) for name, text in tags)
 
 
 def _check_stages(context, parameter, text: str | None) -> tuple[str, ...] | None:
@@ -47,9 +66,17 @@ def _check_stages(context, parameter, text: str | None) -> tuple[str, ...] | Non
 _path = click.Path(path_type=Path)
 _sources = click.argument("sources", metavar="IN...", nargs=-1, required=True, type=_path)
 _output = click.option(
-    "-o", "--output", metavar="OUT", type=click.Path(), callback=_check_output,    # a Path would lose the slash
-    help="Output file; a folder if it is one, ends in a slash, or if there are several inputs.  "
+    "-o", "--output", metavar="OUT", type=click.Path(),    # a Path would lose the slash
+    help="Output file; a folder if it is one, ends in a slash, or if IN is a folder or several; - is standard output.  "
          "[default: beside each input]")
+_raw = click.option(
+    "--raw", metavar="RATE,CHANNELS,FORMAT", callback=_check_raw,
+    help="Samples have no header; FORMAT is s16le, s24le, s32le or f32le.")
+_processes = click.option(
+    "-j", "--jobs", "processes", type=click.IntRange(1, 256), default=1, show_default=True,
+    help="Files to work on at a time, each in a process of its own.")
+_update = click.option(
+    "--update", is_flag=True, help="Skip outputs that are newer than their inputs, and overwrite the others.")
 _device = click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
     help="Where the networks run.")
@@ -74,54 +101,105 @@ def cli():
 @click.option("--no-entropy", is_flag=True, help="Pack codes plainly: a larger file, in less time.")
 @_device
 @click.option("--verify", is_flag=True, help="Read every output back and check it.")
+@click.option("--delete-input", is_flag=True, help="Delete every input whose output was read back and is sound.")
+@_raw
+@click.option("--tag", "tags", metavar="KEY=VALUE", multiple=True, callback=_check_tags,
+              help="Put this tag in place of the input's; may be repeated. KEY= takes it out.")
+@click.option("--no-tags", is_flag=True, help="Leave the input's tags out.")
+@_processes
+@_update
 @_force
-def encode(sources, output, kbps, codebooks, model, mono, no_entropy, device, verify, force):
-    """Compress audio files (WAV, FLAC, Ogg, MP3 and others) into .nac files."""
+def encode(sources, output, kbps, codebooks, verify, delete_input, processes, update, force, no_entropy, **settings):
+    """Compress audio files (WAV, FLAC, Ogg, MP3 and others), or all in a folder, into .nac files.
+
+    IN and OUT may be -, for standard input and output.
+    """
     if kbps is not None and codebooks is not None:
         raise click.UsageError("-k and --codebooks exclude each other.")
     if kbps is None and codebooks is None:
         kbps = DEFAULT_KBPS
+    output = _check_pipes(sources, output, cannot=verify or delete_input, processes=processes)
+    settings |= {"kbps": kbps, "codebooks": codebooks, "entropy": not no_entropy}
+    convert = functools.partial(_encode_one, settings, verify or delete_input, delete_input)
+    _convert_all(sources, output, ".nac", batch.AUDIO_ENDINGS, convert, processes, update, force)
+
+
+def _encode_one(settings: dict, is_verified: bool, is_deleted: bool, source: Path, target: Path,
+                force: bool, progress: Callable) -> tuple[float, str]:
     from audiocodec import codec
 
-    def convert(source, target, progress):
-        result = codec.encode_file(
-            source, target, kbps=kbps, codebooks=codebooks, model=model, mono=mono, entropy=not no_entropy,
-            device=device, force=force, progress=progress)
-        if verify:
-            codec.verify_file(target, model=model)
-        rate = f"{result.kbps:.2f} kbps, " if result.seconds else ""
-        if kbps and result.kbps > kbps:
-            rate += f"more than {kbps:g}, which this clip cannot meet, "
-        books = "+".join(map(str, result.codebooks))     # mid and side, where there are two
-        return result.seconds, f"{result.num_bytes:,} bytes, {rate}{books} codebooks"
-
-    _convert_all(sources, output, ".nac", convert)
+    result = codec.encode_file(source, target, force=force, progress=progress, **settings)
+    if is_verified:
+        codec.verify_file(target, model=settings["model"])
+    if is_deleted:
+        with open(target, "rb") as file:
+            os.fsync(file.fileno())     # the only copy must have reached the disk
+        source.unlink()
+    rate = f"{result.kbps:.2f} kbps, " if result.seconds else ""
+    if settings["kbps"] and result.kbps > settings["kbps"]:
+        rate += f"more than {settings['kbps']:g}, which this clip cannot meet, "
+    books = "+".join(map(str, result.codebooks))     # mid and side, where there are two
+    return result.seconds, f"{result.num_bytes:,} bytes, {rate}{books} codebooks"
 
 
 @cli.command()
 @_sources
 @_output
+@click.option("--start", metavar="TIME", callback=_check_time,
+              help="Begin there: seconds, M:S or H:M:S, with fractions.")
+@click.option("--end", metavar="TIME", callback=_check_time, help="End there.")
+@click.option("--codebooks", type=CODEBOOKS, help="Use only the first N codebooks of each channel.")
 @click.option("--subtype", type=click.Choice(["PCM_16", "PCM_24", "FLOAT"]),
               help="How to store samples.  [default: as in the original]")
+@_raw
 @click.option("--salvage", is_flag=True, help="Decode what damage has left, and report what is missing.")
 @_decoding_model
 @_device
+@_processes
+@_update
 @_force
-def decode(sources, output, subtype, salvage, model, device, force):
-    """Bring .nac files back as WAV, or as FLAC if OUT ends so."""
+def decode(sources, output, processes, update, force, **settings):
+    """Bring .nac files, or all in a folder, back as WAV, or as FLAC if OUT ends so.
+
+    IN and OUT may be -, for standard input and output.
+    """
+    if settings["raw"] and settings["subtype"]:
+        raise click.UsageError("--raw and --subtype exclude each other.")
+    if settings["end"] is not None and settings["end"] <= (settings["start"] or 0):
+        raise click.UsageError("--end has to be after --start.")
+    output = _check_pipes(sources, output, processes=processes)
+    convert = functools.partial(_decode_one, settings)
+    _convert_all(sources, output, ".raw" if settings["raw"] else ".wav", (".nac",), convert, processes, update, force)
+
+
+def _decode_one(settings: dict, source: Path, target: Path, force: bool, progress: Callable) -> tuple[float, str]:
     from audiocodec import codec
 
-    def convert(source, target, progress):
-        result = codec.decode_file(
-            source, target, subtype=subtype, salvage=salvage, model=model, device=device, force=force,
-            progress=progress)
-        summary = f"{result.sample_rate} Hz, {'stereo' if result.channels == 2 else 'mono'}"
-        if result.damaged:
+    result = codec.decode_file(source, target, force=force, progress=progress, **settings)
+    summary = f"{result.sample_rate} Hz, {'stereo' if result.channels == 2 else 'mono'}"
+    if result.damaged:
+        if settings["salvage"]:
             click.echo(f"{target}: {summary}, salvaged", err=True)
-            raise NacError("; ".join(result.damaged))
-        return result.seconds, summary
+        raise NacError("; ".join(result.damaged))
+    return result.seconds, summary
 
-    _convert_all(sources, output, ".wav", convert)
+
+def _check_pipes(sources: tuple[Path, ...], output: str | None, processes: int, cannot: bool = False) -> str | None:
+    """Return the output, which is standard output for standard input. UsageError for what pipes cannot do."""
+    if Path("-") in sources:
+        if len(sources) > 1:
+            raise click.UsageError("Standard input is the only input, where it is one.")
+        output = output or "-"
+        if sys.stdin.isatty():
+            raise click.UsageError("Standard input is a terminal.")
+        if cannot and output == "-":
+            raise click.UsageError("--verify and --delete-input need files.")
+    if output == "-":
+        if len(sources) > 1 or sources[0].is_dir() or processes > 1 or cannot:
+            raise click.UsageError("Standard output takes one file, and no -j, --verify or --delete-input.")
+        if sys.stdout.isatty():
+            raise click.UsageError("Standard output is a terminal; -o names a file.")
+    return output
 
 
 @cli.command()
@@ -211,6 +289,73 @@ def train(sources, run, config, valid, minutes, updates, stages, seed, init, res
     failures.exit()
 
 
+@cli.command("eval", cls=options.EvalCommand)
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--kbps", metavar="KBPS,...", default="1.5,3,6,12,24", show_default=True, callback=options.numbers,
+              help="Rates of nac.")
+@click.option("--codebooks", metavar="N,...", default="", callback=options.counts,
+              help="Fixed numbers of codebooks of nac, besides.")
+@click.option("--peers", metavar="opus:KBPS,... mp3:KBPS,...", multiple=True, callback=options.peers,
+              help="Other codecs, by their programs opusenc and lame.")
+@click.option("--model", metavar="NAME|FILE", default=DEFAULT_MODEL, show_default=True, help="Weights.")
+@click.option("--kinds", metavar="KIND,...", default="speech,music", show_default=True, callback=options.kinds,
+              help="Kinds of clips: names of folders, of speech, music and sfx, or other.")
+@click.option("--clips", metavar="N", default=20, show_default=True, type=click.IntRange(1), help="Clips of each kind.")
+@click.option("--metrics", "names", metavar="NAME,...", callback=options.metrics,
+              help=f"Scores, of {','.join(options.METRICS)}.  [default: all that are installed]")
+@click.option("--out", metavar="DIR", type=click.Path(file_okay=False, path_type=Path),
+              help="Keep rows, tables, curves and report.html there; the same command again goes on there.")
+@click.option("-j", "--jobs", metavar="N", default=1, show_default=True, type=click.IntRange(1), help="Processes.")
+def evaluate(folder, kbps, codebooks, peers, model, kinds, clips, names, out, jobs):
+    """Score nac, and other codecs beside it, on clips of the recordings in FOLDER; print tables."""
+    if not (kbps or codebooks or peers):
+        raise click.UsageError("No codecs; give --kbps, --codebooks or --peers.")
+    from tqdm import tqdm
+
+    from audiocodec import evaluate as evaluation
+
+    failures = _Failures()
+    with failures.caught(folder):
+        codecs = evaluation.choose_codecs(kbps, codebooks, peers, model)
+        chosen = [clip for kind in kinds for clip in evaluation.choose_clips(folder, kind, clips)]
+        if not chosen:
+            raise NacError(f"no audio of 8 s under folders named {' or '.join(kinds)}")
+        results = evaluation.run(
+            chosen, codecs, evaluation.choose_metrics(names, _complain), jobs=jobs, out=out, hint=_complain,
+            progress=lambda rows: tqdm(rows, total=len(chosen) * len(codecs), unit="run", disable=None))
+        click.echo(results.text())
+    failures.exit()
+
+
+@cli.command()
+@click.option("--model", metavar="NAME|FILE", default=DEFAULT_MODEL, show_default=True, help="Weights.")
+@_device
+@click.option("--threads", metavar="N", type=click.IntRange(1), help="Threads.  [default: as the system has it]")
+@click.option("--seconds", metavar="S", type=click.FloatRange(1), default=60, show_default=True,
+              help="Length of the audio.")
+@click.option("-k", "--kbps", metavar="KBPS,...", default=f"{DEFAULT_KBPS}", show_default=True,
+              callback=options.rates, help="Bit rates.")
+@click.option("--repeats", metavar="N", type=click.IntRange(1), default=5, show_default=True,
+              help="Runs of each, after a warm-up.")
+@click.option("--input", "source", metavar="FILE", type=_path,
+              help="Audio to take, repeated to the length.  [default: synthetic]")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
+def bench(model, device, threads, seconds, kbps, repeats, source, as_json):
+    """Time encoding, decoding and streaming on this machine."""
+    if threads:
+        names = "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"     # read as numpy and torch load
+        os.environ.update({name: str(threads) for name in names})
+    from audiocodec import bench as timing
+
+    failures = _Failures()
+    with failures.caught(source or model):
+        result = timing.run(
+            model_name=model, device=device, seconds=seconds, rates=kbps, repeats=repeats, source=source,
+            progress=lambda what: sys.stderr.isatty() and click.echo(what, err=True))
+        click.echo(json.dumps(result, indent=2) if as_json else timing.markdown(result))
+    failures.exit()
+
+
 class _Failures:
     """Says in one line what went wrong with a file, and lets the next file have its turn."""
 
@@ -241,52 +386,67 @@ def _complain(message: str) -> None:
     click.echo(f"nac: {message}", err=True)
 
 
-def _convert_all(sources: list[Path], output: str | None, ending: str, convert: Convert) -> None:
-    """Convert every source, print a summary for each, and exit with status 1 if any failed."""
-    is_folder = output is not None and (len(sources) > 1 or output.endswith(os.sep) or os.path.isdir(output))
+@dataclasses.dataclass(frozen=True)
+class _Outcome:
+    seconds: float = 0.0     # of audio
+    has_failed: bool = False
+    is_skipped: bool = False
+
+
+def _convert_all(sources: tuple[Path, ...], output: str | None, ending: str, endings: tuple[str, ...],
+                 convert: Convert, processes: int, update: bool, force: bool) -> None:
+    """Convert every file, print a summary for each, and one for all; exit with status 1 if any failed."""
+    todo = batch.plan(sources, output, ending, endings)
+    work = functools.partial(_convert_one, convert, update, force or update, processes > 1)
+    outcomes = []
+    with _progress_bar("", "file", processes == 1) as progress:
+        for outcome in batch.run(work, todo, processes):
+            outcomes.append(outcome)
+            progress(len(outcomes), len(todo))
+    num_failed = sum(outcome.has_failed for outcome in outcomes)
+    if len(todo) > 1:
+        num_skipped = sum(outcome.is_skipped for outcome in outcomes)
+        rest = f", {num_skipped} skipped" * bool(num_skipped) + f", {num_failed} failed" * bool(num_failed)
+        duration = _duration(sum(outcome.seconds for outcome in outcomes))
+        click.echo(f"{len(todo)} files, {duration} of audio{rest}", err=True)
+    sys.exit(1 if num_failed else 0)
+
+
+def _convert_one(convert: Convert, update: bool, force: bool, is_quiet: bool, job: batch.Job) -> _Outcome:
     failures = _Failures()
-    written = {}
-    for source in sources:
-        with failures.caught(source):
-            target = _target(source, None if output is None else Path(output), ending, is_folder)
-            if target in written:
-                raise NacError(f"{target}: made from {written[target]} already")
-            written[target] = source
-            start = time.monotonic()
-            with _progress_bar(source.name) as progress:
-                seconds, summary = convert(source, target, progress)
-            speed = seconds / max(time.monotonic() - start, 1e-3)
-            click.echo(f"{target}: {summary}, {seconds:.2f} s, {speed:.0f}x real time", err=True)
-    failures.exit()
+    seconds = 0.0
+    with failures.caught(job.source):
+        if job.problem:
+            raise NacError(job.problem)
+        if update and batch.is_done(job):
+            return _Outcome(is_skipped=True)
+        if job.has_folder:
+            job.target.parent.mkdir(parents=True, exist_ok=True)
+        start = time.monotonic()
+        with _progress_bar(job.source.name, "s", is_quiet) as progress:
+            seconds, summary = convert(job.source, job.target, force, progress)
+        speed = seconds / max(time.monotonic() - start, 1e-3)
+        click.echo(f"{job.target}: {summary}, {seconds:.2f} s, {speed:.0f}x real time", err=True)
+    return _Outcome(seconds, bool(failures.status))
 
 
-def _target(source: Path, output: Path | None, ending: str, is_folder: bool) -> Path:
-    """Return where the result for source goes. Raises NacError if that is the source itself, or cannot be meant."""
-    if source.is_dir():
-        raise NacError(f"{source}: is a folder")
-    if output is None:
-        target = source.with_suffix(ending)
-    elif is_folder:
-        target = output / source.with_suffix(ending).name
-        if output.exists() and not output.is_dir():
-            raise NacError(f"{output}: is no folder")
-        output.mkdir(parents=True, exist_ok=True)
-    else:
-        target = output
-    if target.exists() and source.exists() and target.samefile(source):
-        raise NacError(f"{target}: is the input itself; -o names another output")
-    if ending == ".nac" and target.suffix.lower() in _AUDIO_ENDINGS:
-        raise NacError(f"{target}: is named as audio; encode writes .nac files")
-    return target
+def _duration(seconds: float) -> str:
+    """
+    >>> _duration(184.4), _duration(7384), _duration(9.96)
+    ('3 min 4 s', '2 h 3 min 4 s', '10 s')
+    """
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return (f"{hours} h " if hours else "") + (f"{minutes} min " if hours or minutes else "") + f"{seconds} s"
 
 
 @contextlib.contextmanager
-def _progress_bar(label: str) -> Iterator[Callable[[float, float | None], None]]:
-    """Yield progress(done, total), in seconds of audio, which draws a bar if the work takes over a second."""
+def _progress_bar(label: str, unit: str, is_hidden: bool) -> Iterator[Callable[[float, float | None], None]]:
+    """Yield progress(done, total), which draws a bar if the work takes over a second."""
     from tqdm import tqdm
 
-    is_hidden = not sys.stderr.isatty()
-    with tqdm(desc=label, unit="s", unit_scale=True, delay=1, leave=False, disable=is_hidden) as bar:
+    is_hidden |= not sys.stderr.isatty()
+    with tqdm(desc=label or None, unit=unit, unit_scale=True, delay=1, leave=False, disable=is_hidden) as bar:
         def progress(done: float, total: float | None) -> None:
             bar.total = total or None
             bar.update(done - bar.n)

@@ -13,6 +13,11 @@ from audiocodec.errors import NacError
 
 _WINDOWS = (64, 128, 256, 512, 1024, 2048)  # samples
 _LOG_FLOOR = 1e-5  # of a mel magnitude: 100 dB under full scale
+_PACKAGES = {  # module and package of the scores that need one
+    "pesq": ("pesq", "pesq"),
+    "stoi": ("pystoi", "pystoi"),
+    "visqol": ("visqol", "visqol-python[lattice]"),
+}
 
 
 def log_mel_distance(reference: np.ndarray, decoded: np.ndarray, sample_rate: int) -> float:
@@ -20,8 +25,7 @@ def log_mel_distance(reference: np.ndarray, decoded: np.ndarray, sample_rate: in
 
     For each window (Hann, hop a quarter of it, edges padded with zeros): magnitudes, scaled so that a
     full-scale sine is about 0.5, are summed under triangles (5 for every 32 samples of window, 10 to 80) and
-    floored at 1e-5. Training minimises the same. After Kumar et al., "High-fidelity audio compression with
-    improved RVQGAN", 2023.
+    floored at 1e-5. After Kumar et al., "High-fidelity audio compression with improved RVQGAN", 2023.
     """
     distances = []
     for window in _WINDOWS:
@@ -91,6 +95,20 @@ def resample(samples: np.ndarray, source_rate: int, target_rate: int) -> np.ndar
 
     resampler = Resampler(source_rate, target_rate)
     return np.concatenate([resampler.push(samples[None]), resampler.flush()], axis=1)[0]
+
+
+def missing_package(metric: str) -> str:
+    """What `pip install` needs to be given before a metric, such as "pesq", can be computed here; "" for nothing."""
+    module, package = _PACKAGES.get(metric, ("", ""))
+    if not module:
+        return ""
+    try:
+        __import__(module)
+        if metric == "visqol":
+            _visqol_api("speech")
+    except (ImportError, NacError):
+        return package
+    return ""
 
 
 def _optional(name: str, package: str = ""):

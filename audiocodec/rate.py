@@ -2,7 +2,8 @@
 
 Two channels, mid and side, each have a count of their own; a rung of the ladder is one such pair.
 """
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from audiocodec.entropy import EntropyModel
 
 _SAMPLE = 8          # segments whose cost is computed to estimate that of all
 _SLACK = 0.97        # of an estimate: how far below it the truth may lie
+_IN_MEMORY = 1 << 26     # bytes of codes; more than that go to a temporary file
 
 Rung = tuple[int, ...]
 
@@ -33,7 +35,43 @@ def ladder(gains: np.ndarray) -> list[Rung]:
         rungs.append(tuple(counts))
 
 
-def costs(model: EntropyModel | None, segments: list[np.ndarray]) -> np.ndarray:
+class Spool:
+    """A sequence of codes, uint16 (C, K, t), of segments; on disk when they are many. A context manager."""
+
+    def __init__(self):
+        self._file = tempfile.SpooledTemporaryFile(_IN_MEMORY)
+        self._places: list[tuple[int, tuple[int, ...]]] = []     # where each segment begins, and its shape
+        self._end = 0
+
+    def __enter__(self) -> "Spool":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._file.close()
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self._read(*place) for place in self._places)
+
+    def __getitem__(self, at: int | slice) -> np.ndarray | list[np.ndarray]:
+        if isinstance(at, slice):
+            return [self._read(*place) for place in self._places[at]]
+        return self._read(*self._places[at])
+
+    def append(self, codes: np.ndarray) -> None:
+        self._file.seek(self._end)
+        self._file.write(codes.tobytes())
+        self._places.append((self._end, codes.shape))
+        self._end += codes.nbytes
+
+    def _read(self, start: int, shape: tuple[int, ...]) -> np.ndarray:
+        self._file.seek(start)
+        return np.frombuffer(self._file.read(2 * int(np.prod(shape))), np.uint16).reshape(shape)
+
+
+def costs(model: EntropyModel | None, segments: Sequence[np.ndarray]) -> np.ndarray:
     """The bits that all segments (C, K, T) take, for each channel and book, (C, K); some are looked at, not all.
 
     model: None for codes that are not entropy-coded.

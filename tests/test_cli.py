@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from click.testing import CliRunner
 
-from audiocodec import audio, bench, cli, codec, container, tokens
+from audiocodec import audio, cli, codec, container, tokens
 from audiocodec import info as about
 from audiocodec.errors import AudioError, FormatError, NacError
 
@@ -90,7 +89,7 @@ def test_encode_passes_options_on(nac, calls, tmp_path):
     assert (source, target) == (tmp_path / "a b.wav", tmp_path / "a b.nac")
     del options["progress"]
     assert options == {"kbps": 12, "codebooks": None, "model": "nac-24k", "mono": True, "entropy": False,
-                       "device": "cpu", "force": True}
+                       "device": "cpu", "force": True, "raw": None, "tags": (), "no_tags": False}
 
 
 def test_rate_is_kbps_or_codebooks(nac, calls, tmp_path):
@@ -122,7 +121,8 @@ def test_one_bad_input_does_not_stop_the_rest(nac, calls, tmp_path):
     assert [line.split(": ")[:2] for line in err.splitlines()] == [
         [str(tmp_path / "a.nac"), "1,500 bytes, 6.00 kbps, 8 codebooks, 2.00 s, 2000x real time"],
         ["nac", str(tmp_path / "bad.wav")],
-        [str(tmp_path / "c.nac"), "1,500 bytes, 6.00 kbps, 8 codebooks, 2.00 s, 2000x real time"]]
+        [str(tmp_path / "c.nac"), "1,500 bytes, 6.00 kbps, 8 codebooks, 2.00 s, 2000x real time"],
+        ["3 files, 4 s of audio, 1 failed"]]
 
 
 def test_several_inputs_go_into_a_folder(nac, calls, tmp_path):
@@ -142,9 +142,59 @@ def test_a_slash_at_the_end_means_a_folder(nac, calls, tmp_path):
 
 
 @pytest.mark.parametrize("command", ["encode", "decode"])
-@pytest.mark.parametrize("folder", [".", "/", ".."])
-def test_inputs_that_are_folders(nac, calls, command, folder):
-    assert nac(command, folder) == (1, "", f"nac: {folder}: is a folder\n")
+def test_folders_without_audio(nac, calls, command, tmp_path):
+    (tmp_path / "notes.txt").touch()
+    assert nac(command, tmp_path) == (1, "", f"nac: {tmp_path}: is a folder without files to convert\n")
+
+
+def test_folders_keep_their_tree(nac, calls, tmp_path):
+    for name in ("in/a.wav", "in/deep/er/b.FLAC", "in/deep/notes.txt", "more/a.wav"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    out = tmp_path / "out"
+    status, _, err = nac("encode", tmp_path / "in", "-o", out)
+    assert status == 0
+    assert [call[1] for call in calls] == [out / "a.nac", out / "deep/er/b.nac"]
+    assert err.splitlines()[-1] == "2 files, 4 s of audio"
+    calls.clear()
+    nac("encode", tmp_path / "in", tmp_path / "more", "-o", out)
+    assert [call[1] for call in calls] == [out / "in/a.nac", out / "in/deep/er/b.nac", out / "more/a.nac"]
+    calls.clear()
+    nac("encode", tmp_path / "in")
+    assert [call[1] for call in calls] == [tmp_path / "in/a.nac", tmp_path / "in/deep/er/b.nac"]
+    status, _, err = nac("encode", tmp_path / "in", "-o", tmp_path / "one.nac")
+    assert (status, err) == (1, f"nac: {tmp_path / 'in'}: is a folder, and -o names a file\n")
+
+
+def test_update_skips_what_is_newer(nac, calls, tmp_path):
+    for name in ("a.wav", "b.wav"):
+        (tmp_path / name).touch()
+    nac("encode", tmp_path)
+    calls.clear()
+    status, _, err = nac("encode", tmp_path, "--update")
+    assert (status, calls, err) == (0, [], "2 files, 0 s of audio, 2 skipped\n")
+    os.utime(tmp_path / "a.wav", (time.time() + 60,) * 2)
+    status, _, err = nac("encode", tmp_path, "--update")
+    assert [call[0].name for call in calls] == ["a.wav"] and calls[0][2]["force"]
+    assert err.splitlines()[-1] == "2 files, 2 s of audio, 1 skipped"
+
+
+def test_inputs_are_deleted_only_when_verified(nac, calls, tmp_path, monkeypatch):
+    source = tmp_path / "a.wav"
+    source.touch()
+    monkeypatch.setattr(codec, "verify_file", lambda *_, **__: (_ for _ in ()).throw(FormatError("spoilt")))
+    assert nac("encode", source, "--delete-input")[0] == 1
+    assert source.exists()
+    monkeypatch.setattr(codec, "verify_file", lambda *_, **__: None)
+    assert nac("encode", source, "--delete-input", "-f")[0] == 0
+    assert not source.exists()
+
+
+def test_tags_are_passed_on(nac, calls, tmp_path):
+    nac("encode", tmp_path / "a.wav", "--tag", "title=T=1", "--tag", "DATE=", "--no-tags")
+    assert calls[0][2]["tags"] == (("TITLE", "T=1"), ("DATE", ""))
+    assert calls[0][2]["no_tags"]
 
 
 def test_encoding_to_an_audio_name_is_a_mistake(nac, calls, tmp_path):
@@ -196,20 +246,18 @@ def test_wrong_usage(nac):
             (["encode", "a", "-k", "0.5"], "0.5 is not in the range 0.75<=x<=48"),
             (["encode", "a", "-k", "49"], "not in the range"),
             (["encode", "a", "--codebooks", "33"], "not in the range 1<=x<=32"),
-            (["encode", "a", "-o", "-"], "pipes are not supported yet"),
+            (["encode", "a", "b", "-o", "-"], "takes one file"), (["encode", "-", "b"], "the only input"),
+            (["encode", "a", "-o", "-", "--verify"], "--verify"), (["decode", "a", "-o", "-", "-j", "2"], "no -j"),
+            (["encode", "a", "--raw", "8000,1,mulaw"], "s16le"),
+            (["encode", "a", "--raw", "8000,3,s16le"], "3 channels"),
+            (["encode", "a", "--tag", "x"], "KEY=VALUE"), (["encode", "a", "--tag", "ü=x"], "KEY=VALUE"),
+            (["decode", "a", "--start", "1:60"], "no time"), (["decode", "a", "--end", "x"], "no time"),
+            (["decode", "a", "--start", "5", "--end", "4"], "after --start"),
+            (["decode", "a", "--codebooks", "0"], "not in the range"),
             (["decode", "a", "--subtype", "PCM_8"], "PCM_16"), (["encode", "a", "--device", "tpu"], "cuda")]:
         status, out, err = nac(*args)
         assert (status, out, err.count("\n")) == (2, "", 1)
         assert found in err
-
-
-def test_wrong_usage_of_bench(tmp_path):
-    for args, found in [
-            (["--kbps", ""], "No codecs"), (["--codebooks", "2.5"], "whole numbers"),
-            (["--kbps", "x"], "expected numbers")]:
-        done = CliRunner().invoke(bench.main, [str(tmp_path), *args])
-        assert done.exit_code == 2
-        assert found in done.output
 
 
 def test_training_fails_in_one_line(nac, monkeypatch, tmp_path):
@@ -412,7 +460,7 @@ def test_inputs_that_cannot_be_encoded(nac, tmp_path):
     (tmp_path / "text.wav").write_bytes(b"this is not audio, whatever its name may say" * 9)
     soundfile.write(tmp_path / "six.wav", np.zeros((10, 6)), 48000)
     for name, found in [
-            ("none.wav", "no such file or directory"), ("", "is a folder"),
+            ("none.wav", "no such file or directory"), ("", "is a folder, and -o names a file"),
             ("empty.wav", "the file is empty"), ("text.wav", "not an audio file that nac reads"),
             ("six.wav", "6 channels; nac reads 1 or 2")]:
         status, out, err = nac("encode", tmp_path / name, "-o", tmp_path / "out.nac")
@@ -465,3 +513,58 @@ def test_signals_leave_nothing_behind(tmp_path, number, status):
     assert process.returncode == status
     assert "Traceback" not in err
     assert list(tmp_path.iterdir()) == [source]
+
+
+# Pipes
+
+def shell(line: str, folder: Path) -> tuple[list[int], bytes, str]:
+    """Run a pipeline in bash, `nac` in it being this program: the statuses of its parts, stdout, stderr."""
+    script = f'nac() {{ "{sys.executable}" -m audiocodec "$@"; }}\n{line}\necho "${{PIPESTATUS[@]}}" > statuses'
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = subprocess.run(["bash", "-c", script], cwd=folder, env=environment, capture_output=True)
+    statuses = [int(status) for status in (folder / "statuses").read_text().split()]
+    return statuses, done.stdout, done.stderr.decode()
+
+
+def test_pipes_give_what_files_give(nac, clip):
+    folder, coded = clip.parent, clip.with_suffix(".nac")
+    nac("encode", clip, "--codebooks", 4)
+    nac("decode", coded, "-o", clip.with_name("b.wav"))
+    statuses, out, err = shell('cat "a clip.wav" | nac encode - -o - --codebooks 4 | tee c.nac | nac decode - -o -',
+                               folder)
+    assert statuses == [0, 0, 0, 0]
+    assert clip.with_name("c.nac").read_bytes() == coded.read_bytes()
+    clip.with_name("d.wav").write_bytes(out)
+    assert np.array_equal(audio.read(clip.with_name("d.wav"))[0], audio.read(clip.with_name("b.wav"))[0])
+    assert "Traceback" not in err
+
+
+def test_a_closed_pipe_ends_quietly(nac, clip):
+    nac("encode", clip)
+    statuses, out, err = shell('nac decode "a clip.nac" -o - | head -c 10', clip.parent)
+    assert (statuses[1], len(out), err) == (0, 10, "")
+
+
+def test_a_file_cut_in_a_pipe(nac, tmp_path):
+    audio.write(tmp_path / "a.wav", noise(1, 24000 * 15), 24000)        # 6.8 s a segment: three of them
+    nac("encode", tmp_path / "a.wav", "--codebooks", 2)
+    nac("decode", tmp_path / "a.nac", "-o", tmp_path / "b.wav")
+    size = (tmp_path / "a.nac").stat().st_size
+    statuses, out, err = shell(f"head -c {size - 200} a.nac | nac decode - -o c.wav", tmp_path)
+    assert statuses == [0, 1]
+    assert err.count("\n") == 1 and err.startswith("nac: -: the file ends after")
+    whole, _ = audio.read(tmp_path / "b.wav")
+    found, _ = audio.read(tmp_path / "c.wav")
+    assert found.shape == (1, (2 * 512 - 1) * 320)
+    assert np.array_equal(found, whole[:, :found.shape[1]])
+
+
+def test_several_processes(nac, clip):
+    folder = clip.parent
+    shutil.copy(clip, folder / "b.wav")
+    (folder / "bad.wav").write_bytes(b"no audio")
+    statuses, _, err = shell("nac encode . -o out -j 2 --codebooks 2 --tag TITLE=T", folder)
+    assert statuses == [1]
+    assert {path.name for path in (folder / "out").iterdir()} == {"a clip.nac", "b.nac"}
+    assert "3 files, 2 s of audio, 1 failed\n" in err and "Traceback" not in err
+    assert json.loads(nac("info", folder / "out" / "b.nac", "--json")[1])["tags"]["TITLE"] == ["T"]

@@ -1,0 +1,293 @@
+"""Run codecs over clips of a folder of recordings, score what comes back, and sum it up: the room behind `nac eval`."""
+
+import hashlib
+import math
+import os
+import random
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import zip_longest
+from multiprocessing import get_context
+from pathlib import Path
+
+import click
+import numpy as np
+import soundfile
+
+from audiocodec import metrics, peers, plots, report_html, scores
+from audiocodec.errors import NacError
+from audiocodec.peers import SAMPLE_RATE, Codec
+from audiocodec.scores import METRICS, Row
+
+KINDS = ("speech", "music", "sfx")  # names of folders that say what is in them
+MIN_SECONDS, MAX_SECONDS = 8, 12
+_SILENCE = 1e-3  # RMS under which a clip is left out: 60 dB under full scale
+_ENDINGS = {".wav", ".flac", ".ogg", ".opus", ".mp3"}
+_HEARD = 3  # clips of each kind that the report plays
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A piece of a reference recording."""
+
+    name: str
+    kind: str  # one of KINDS, or "other"
+    samples: np.ndarray  # float32 (N,) at SAMPLE_RATE
+
+    @cached_property
+    def identity(self) -> str:
+        """The start of the SHA-256 of its samples."""
+        return hashlib.sha256(self.samples.tobytes()).hexdigest()[:12]
+
+
+# Clips
+
+
+def choose_clips(folder: Path, kind: str, count: int) -> list[Clip]:
+    """Up to `count` clips of 8 to 12 s from the files of one kind in a tree, the same ones every time.
+
+    A file's kind is its nearest folder's whose name is in KINDS, else "other". Files under 8 s are joined
+    with others of their folder; of longer ones the middle 10 s are taken. Folders take turns, and near-silent
+    clips are passed over.
+    """
+    groups: dict[Path, list[Path]] = {}
+    for path in sorted(folder.resolve().rglob("*")):
+        if path.suffix.lower() in _ENDINGS and _kind(path) == kind:
+            groups.setdefault(path.parent, []).append(path)
+    turns = [part for parts in zip_longest(*map(_plan_clips, groups.values())) for part in parts if part]
+    clips = []
+    for parts in turns:
+        if len(clips) == count:
+            break
+        try:
+            samples = _load_clip(parts)
+        except soundfile.LibsndfileError as error:
+            _skip(parts, error)
+            continue
+        if np.sqrt(np.mean(np.square(samples))) >= _SILENCE:
+            clips.append(Clip(f"{parts[0].parent.name}/{parts[0].stem}", kind, samples))
+    return clips
+
+
+def _kind(path: Path) -> str:
+    return next((name for name in reversed(path.parent.parts) if name in KINDS), "other")
+
+
+def _plan_clips(paths: list[Path]) -> list[list[Path]]:
+    """The files of one folder -> the files of each clip, in an order that mixes the folder's files."""
+    plans, short, total = [], [], 0.0
+    for path in paths:
+        try:
+            seconds = soundfile.info(path).duration
+        except soundfile.LibsndfileError as error:
+            _skip([path], error)
+            continue
+        if seconds >= MIN_SECONDS:
+            plans.append([path])
+            continue
+        short.append(path)
+        total += seconds
+        if total >= MIN_SECONDS:
+            plans.append(short)
+            short, total = [], 0.0
+    random.Random(0).shuffle(plans)
+    return plans
+
+
+def _skip(paths: list[Path], error: soundfile.LibsndfileError) -> None:
+    click.echo(f"{', '.join(map(str, paths))}: skipped: {error.error_string}", err=True)
+
+
+def _load_clip(paths: list[Path]) -> np.ndarray:
+    """Samples (N,) at SAMPLE_RATE, mono: the middle of one file, or several files one after another."""
+    parts = [_load_middle(path, 10) for path in paths]
+    return np.concatenate(parts)[:MAX_SECONDS * SAMPLE_RATE]
+
+
+def _load_middle(path: Path, seconds: float) -> np.ndarray:
+    with soundfile.SoundFile(path) as file:
+        wanted = min(file.frames, round(seconds * file.samplerate))
+        file.seek((file.frames - wanted) // 2)
+        samples = file.read(wanted, dtype="float32", always_2d=True).mean(axis=1)
+        return metrics.resample(samples, file.samplerate, SAMPLE_RATE)
+
+
+# Scores
+
+
+@dataclass(frozen=True)
+class Results:
+    """What `nac eval` found: rows of each clip and codec, their means, and comparisons of pairs of codecs."""
+
+    rows: list[Row]
+    summary: list[Row]
+    comparisons: list[Row]
+
+    def text(self) -> str:
+        """Two tables in Markdown: means, and differences of the pairs nearest in rate."""
+        pairs = scores.nearest_pairs(self.summary)
+        near = [row for row in self.comparisons if (row["first"], row["second"]) in pairs]
+        tables = [scores.markdown(self.summary)]
+        if near:
+            tables.append("Differences on the same clips, with 95 % intervals (paired bootstrap):")
+            tables.append(scores.comparison_table(near))
+        return "\n\n".join(tables)
+
+
+def choose_metrics(wanted: list[str] | None, hint: Callable[[str], None]) -> list[str]:
+    """The metrics asked for, or all that can be computed here; hint(message) hears of the others.
+
+    Raises NacError where one that was asked for needs a package.
+    """
+    names = []
+    for name in wanted or METRICS:
+        package = metrics.missing_package(name)
+        if package and wanted:
+            raise NacError(f"{METRICS[name].title} needs a package: pip install '{package}'")
+        if package:
+            hint(f"{METRICS[name].title} is left out; it needs a package: pip install '{package}'")
+        else:
+            names.append(name)
+    return names
+
+
+def choose_codecs(kbps: list[float], codebooks: list[int], others: list[tuple[str, float]], model: str) -> list[Codec]:
+    """nac at every rate and count of codebooks, then its peers. Raises NacError, and ModelError."""
+    return ([peers.nac(rate, model) for rate in kbps] + [peers.nac_books(count, model) for count in codebooks]
+            + [peers.PEERS[name](rate) for name, rate in others])
+
+
+def run(clips: list[Clip], codecs: list[Codec], names: list[str], *, jobs: int = 1, out: Path | None = None,
+        progress: Callable[[Iterator[Row]], Iterator[Row]] = iter, hint: Callable[[str], None] = print) -> Results:
+    """Score clips, and keep everything in the folder `out`: rows, tables, curves, and the report.
+
+    Rows that scores.csv there has already are not computed again. progress: wraps the iterator of rows.
+    hint: hears what is left out.
+    """
+    cache = None
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
+        cache = scores.Cache(out / "scores.csv")
+    heard = _heard(clips)
+    rows = list(progress(score_clips(clips, codecs, names, jobs, cache, out and _Shelf(out / "audio", heard))))
+    summary = scores.summarise(rows)
+    codec_names = [codec.name for codec in codecs]
+    pairs = [(a, b) for at, a in enumerate(codec_names) for b in codec_names[at + 1:]]
+    results = Results(rows, summary, scores.compare(rows, pairs))
+    if out:
+        _write_tables(results, out)
+        curves = plots.rate_curves(summary, names)
+        if curves:
+            (out / "curves.png").write_bytes(curves)
+        else:
+            hint("curves and spectrograms are left out; they need a package: pip install matplotlib")
+        shelf = _Shelf(out / "audio", heard)
+        played = [_played(clip, codecs, rows, shelf) for clip in clips if clip.identity in heard]
+        (out / "report.html").write_text(
+            report_html.render(summary, results.comparisons, played, curves), encoding="utf-8")
+    return results
+
+
+def _played(clip: Clip, codecs: list[Codec], rows: list[Row], shelf: "_Shelf") -> report_html.Played:
+    """A clip with what every codec made of it, as the report plays and shows it."""
+    sounds = [report_html.Sound("reference", clip.samples, None)]
+    for codec in codecs:
+        row = next(row for row in rows if (row["clip_id"], row["codec"]) == (clip.identity, codec.name))
+        samples, _ = soundfile.read(shelf.path(clip, codec), dtype="float32")
+        sounds.append(report_html.Sound(codec.name, samples, row))
+    return report_html.Played(clip.name, clip.kind, sounds)
+
+
+def _write_tables(results: Results, out: Path) -> None:
+    (out / "summary.md").write_text(results.text() + "\n")
+    scores.write_csv(out / "summary.csv", results.summary, results.summary[0])
+    if results.comparisons:
+        scores.write_csv(out / "comparisons.csv", results.comparisons, results.comparisons[0])
+
+
+def _heard(clips: list[Clip]) -> set[str]:
+    """The identities of the clips that the report plays."""
+    return {clip.identity for kind in {clip.kind for clip in clips}
+            for clip in [clip for clip in clips if clip.kind == kind][:_HEARD]}
+
+
+@dataclass(frozen=True)
+class _Shelf:
+    """Where decoded samples are kept for the report, of some clips."""
+
+    folder: Path
+    heard: set[str]  # identities of clips
+
+    def path(self, clip: Clip, codec: Codec) -> Path | None:
+        """The file of what a codec made of a clip, or None for a clip that is not heard."""
+        if clip.identity not in self.heard:
+            return None
+        codec_id = hashlib.sha256(f"{codec.name} {codec.identity}".encode()).hexdigest()[:12]
+        return self.folder / f"{clip.identity}-{codec_id}.flac"
+
+
+def score_clips(clips: list[Clip], codecs: list[Codec], names: list[str], jobs: int = 1,
+                cache: scores.Cache | None = None, shelf: _Shelf | None = None) -> Iterator[Row]:
+    """Yield one row for each clip and codec, in order; names are keys of METRICS.
+
+    With jobs > 1, so many processes share the clips. What the cache has is taken from there, and new rows go into it.
+    """
+    known = [[_cached(clip, codec, names, cache, shelf) for codec in codecs] for clip in clips]
+    tasks = [(clip, [codec for codec, row in zip(codecs, rows) if row is None]) for clip, rows in zip(clips, known)]
+    made = _score_all([task for task in tasks if task[1]], names, jobs, shelf)
+    for (_, missing), rows in zip(tasks, known):
+        fresh = iter(next(made) if missing else [])
+        for row in rows:
+            if row is None:
+                row = next(fresh)
+                if cache:
+                    cache.add([row])
+            yield row
+
+
+def _cached(clip: Clip, codec: Codec, names: list[str], cache: scores.Cache | None, shelf: _Shelf | None) -> Row | None:
+    row = cache.find(clip.identity, clip.kind, codec.name, codec.identity) if cache else None
+    path = shelf.path(clip, codec) if shelf else None
+    if row is None or not all(name in row for name in names) or path and not path.exists():
+        return None
+    about = {name: row[name] for name in ("kind", "codec", "kbps", *names, "clip_id", "identity")}
+    return {"clip": clip.name} | about
+
+
+def _score_all(tasks: list[tuple[Clip, list[Codec]]], names: list[str], jobs: int,
+               shelf: _Shelf | None) -> Iterator[list[Row]]:
+    score = partial(_score_clip, names, shelf)
+    if jobs == 1:
+        yield from map(score, tasks)
+        return
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the workers; processes are the better threads here
+    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
+    try:
+        yield from pool.map(score, tasks)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _score_clip(names: list[str], shelf: _Shelf | None, task: tuple[Clip, list[Codec]]) -> list[Row]:
+    clip, codecs = task
+    rows = []
+    for codec in codecs:
+        data = codec.encode(clip.samples)
+        decoded = _fit(codec.decode(data), len(clip.samples))
+        row: Row = {"clip": clip.name, "kind": clip.kind, "codec": codec.name}
+        row["kbps"] = len(data) * 8 / 1000 / (len(clip.samples) / SAMPLE_RATE)
+        for name in names:
+            score = METRICS[name].scores.get(clip.kind) or METRICS[name].scores.get("")
+            row[name] = score(clip.samples, decoded, SAMPLE_RATE) if score else math.nan
+        if path := shelf.path(clip, codec) if shelf else None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            soundfile.write(path, decoded, SAMPLE_RATE, subtype="PCM_16")
+        rows.append(row | {"clip_id": clip.identity, "identity": codec.identity})
+    return rows
+
+
+def _fit(samples: np.ndarray, length: int) -> np.ndarray:
+    """Cut off, or fill up with silence, what a codec got wrong about the length."""
+    return np.pad(samples[:length], (0, max(0, length - len(samples)))).astype(np.float32)

@@ -1,0 +1,71 @@
+"""Options that take lists, for `nac eval` and `nac bench`. Imports click alone, so that `nac --help` stays quick."""
+
+import re
+
+import click
+
+METRICS = ("mel", "si_sdr", "pesq", "stoi", "visqol")  # as in scores.py and peers.py; a test ties them together
+PEERS = ("opus", "mp3")
+KINDS = ("speech", "music", "sfx", "other")
+_PEER = re.compile(r"[a-z]\w*:[\d.,]+")
+
+
+class EvalCommand(click.Command):
+    """Lets --peers take several values, as in --peers opus:6,12 mp3:32."""
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        spread: list[str] = []
+        for arg in args:
+            if len(spread) > 1 and spread[-2] == "--peers" and _PEER.fullmatch(spread[-1]) and _PEER.fullmatch(arg):
+                spread.append("--peers")
+            spread.append(arg)
+        return super().parse_args(context, spread)
+
+
+def numbers(context, parameter, text: str) -> list[float]:
+    try:
+        return [float(number) for number in text.split(",") if number]
+    except ValueError:
+        raise click.BadParameter(f"{text!r}; expected numbers with commas between them") from None
+
+
+def rates(context, parameter, text: str) -> list[float]:
+    """Rates at which nac can code, in kbps, one at least."""
+    found = numbers(context, parameter, text)
+    if not found or not all(0.75 <= kbps <= 48 for kbps in found):
+        raise click.BadParameter(f"{text!r}; expected numbers from 0.75 to 48")
+    return found
+
+
+def counts(context, parameter, text: str) -> list[int]:
+    try:
+        return [int(number) for number in text.split(",") if number]
+    except ValueError:
+        raise click.BadParameter(f"{text!r}; expected whole numbers with commas between them") from None
+
+
+def peers(context, parameter, texts: tuple[str, ...]) -> list[tuple[str, float]]:
+    """Names of codecs and their rates in kbps."""
+    found = []
+    for text in texts:
+        name, _, rates = text.partition(":")
+        if name not in PEERS or not rates:
+            raise click.BadParameter(f"{text!r}; expected {' or '.join(f'{peer}:KBPS,KBPS,...' for peer in PEERS)}")
+        found += [(name, kbps) for kbps in numbers(context, parameter, rates)]
+    return found
+
+
+def kinds(context, parameter, text: str) -> list[str]:
+    return _names(text, KINDS)
+
+
+def metrics(context, parameter, text: str | None) -> list[str] | None:
+    return None if text is None else _names(text, METRICS)
+
+
+def _names(text: str, allowed: tuple[str, ...]) -> list[str]:
+    names = text.split(",")
+    unknown = [name for name in names if name not in allowed]
+    if unknown:
+        raise click.BadParameter(f"{unknown[0]!r}; expected some of {','.join(allowed)}")
+    return names
