@@ -185,12 +185,15 @@ def test_a_resumed_run_equals_an_uninterrupted_one(source, tmp_path):
         assert torch.equal(mine, theirs)
 
 
-def test_another_configuration_cannot_be_resumed(source, tmp_path):
+def test_another_model_cannot_be_resumed_and_other_settings_are_named(source, tmp_path, capsys):
     trainer = _trainer(source, tmp_path, 1)
     trainer.start()
     trainer.save()
-    with pytest.raises(NacError, match="what differs: commitment"):
-        _trainer(source, tmp_path, 1, dataclasses.replace(TINY, commitment=0.5)).resume()
+    _trainer(source, tmp_path, 1, dataclasses.replace(TINY, commitment=0.5)).resume()
+    assert capsys.readouterr().err.endswith("goes on with other settings than before: commitment\n")
+    model = dataclasses.replace(TINY.model, decoder_width=64)
+    with pytest.raises(NacError, match="what differs: model"):
+        _trainer(source, tmp_path, 1, dataclasses.replace(TINY, model=model)).resume()
 
 
 def test_weights_that_are_not_finite_are_not_kept(source, tmp_path):

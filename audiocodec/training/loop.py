@@ -175,7 +175,8 @@ class Trainer:
 
     def update(self) -> dict[str, Tensor]:
         """One step of the generator, and of the discriminator where the stage has one; the losses."""
-        config, adversarial = self.config, self.stage != "reconstruction"
+        config = self.config
+        adversarial = self.stage != "reconstruction" and config.losses["adversarial"] > 0
         rate = self._rate()
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate[self.stage] * rate
@@ -295,12 +296,14 @@ class Trainer:
     def resume(self, keep_lengths: bool = True) -> None:
         """Go on from RUN/last.pt, to the lengths it was begun with if `keep_lengths`.
 
-        Raises NacError for another configuration.
+        Other settings than those it was begun with are taken, and named. Raises NacError for another model.
         """
         state = torch.load(self.run / "last.pt", map_location=self.team.device, weights_only=True)
-        if state["config"] != asdict(self.config):
-            changed = [key for key, value in asdict(self.config).items() if state["config"].get(key) != value]
-            raise NacError(f"{self.run}: begun with another configuration; what differs: {', '.join(changed)}")
+        changed = [key for key, value in asdict(self.config).items() if state["config"].get(key) != value]
+        if {"model", "discriminator_channels"} & set(changed):
+            raise NacError(f"{self.run}: begun with another model; what differs: {', '.join(changed)}")
+        if changed and self.team.leads:
+            print(f"{self.run}: goes on with other settings than before: {', '.join(changed)}", file=sys.stderr)
         if keep_lengths:
             self.lengths, self.count_updates = state["lengths"], state["count_updates"]
         for name in ("stage", "updates", "seconds", "total_updates", "total_seconds", "settled", "borrowed", "best"):
