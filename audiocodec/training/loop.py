@@ -141,8 +141,8 @@ class Trainer:
         self._begin_stage()
 
     def _settle(self) -> None:
-        """From here codes are final: those of the averaged encoder, with books that fit it."""
-        self._refit()
+        """From here codes are final: those of the averaged encoder, and the books as they are."""
+        self.generator.encoder.load_state_dict(self.average.encoder.state_dict())
         self.settled = True
 
     def _fit_stage(self) -> None:
