@@ -59,7 +59,7 @@ def test_more_books_are_nearer_to_the_original(codec, speech):
     codes = codec.encode_codes(speech[:, None], 32)
     scores = [_snr(speech, codec.decode_codes(codes[:, :count])[:, 0, :speech.shape[1]]) for count in (2, 8, 32)]
     assert scores[0] < scores[1] < scores[2]
-    assert scores[1] > 4 and scores[2] > 9                   # dB; the untrained linear path has about 7 and 12
+    assert scores[1] > 4 and scores[2] > 7     # dB; training gives up some of the linear path's 7 and 12 for the sound
 
 
 @pytest.mark.parametrize("kbps", [1.5, 3, 6, 12, 24])

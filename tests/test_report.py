@@ -116,6 +116,7 @@ def test_short_and_broken_runs_are_drawn_too(tmp_path, value):
 
 @pytest.mark.filterwarnings("error")
 def test_nothing_to_draw(tmp_path):
+    pytest.importorskip("matplotlib")
     assert draw(tmp_path) is None
     _write(tmp_path, [])
     assert draw(tmp_path) is None
