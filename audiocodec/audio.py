@@ -112,20 +112,29 @@ class AudioReader:
 
         Raises AudioError for damage, for a file that ends early, and for values that are not finite numbers.
         """
-        done = 0
-        while len(samples := self._read(num_frames)):
-            if not np.isfinite(samples).all():
-                raise AudioError(f"{self.path}: a value near sample {done} is infinite or not a number")
-            done += len(samples)
-            yield np.ascontiguousarray(samples.T)
-        if self.num_samples is not None and done < self.num_samples:
-            raise AudioError(f"{self.path}: truncated: {done} samples, {self.num_samples} expected")
+        return checked_blocks(self._pieces(num_frames), self.path, self.num_samples)
 
-    def _read(self, num_frames: int) -> np.ndarray:
+    def _pieces(self, num_frames: int) -> Iterator[np.ndarray]:
         try:
-            return self._file.read(num_frames, dtype="float32", always_2d=True)
+            while len(samples := self._file.read(num_frames, dtype="float32", always_2d=True)):
+                yield samples
         except soundfile.LibsndfileError as error:
             raise AudioError(f"{self.path}: damaged or truncated ({_reason(error)})") from None
+
+
+def checked_blocks(pieces: Iterator[np.ndarray], path: Path, num_samples: int | None) -> Iterator[np.ndarray]:
+    """Samples (n, C), piece by piece -> the same as (C, n).
+
+    Raises AudioError for values that are not finite numbers, and for fewer than `num_samples` in all, if that is known.
+    """
+    done = 0
+    for samples in pieces:
+        if not np.isfinite(samples).all():
+            raise AudioError(f"{path}: a value near sample {done} is infinite or not a number")
+        done += len(samples)
+        yield np.ascontiguousarray(samples.T)
+    if num_samples is not None and done < num_samples:
+        raise AudioError(f"{path}: truncated: {done} samples, {num_samples} expected")
 
 
 def read(path: Path) -> tuple[np.ndarray, int]:

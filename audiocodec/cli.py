@@ -56,11 +56,11 @@ def _check_tags(context, parameter, texts: tuple[str, ...]) -> tuple[tuple[str, 
 def _check_stages(context, parameter, text: str | None) -> tuple[str, ...] | None:
     if text is None:
         return None
-    known = ("reconstruction", "adversarial", "polish", "entropy")
+    from audiocodec.training.config import STAGES
     for stage in text.split(","):
-        if stage not in known:
-            raise click.BadParameter(f"{stage!r} is none of {', '.join(known)}.")
-    return tuple(stage for stage in known if stage in text.split(","))
+        if stage not in STAGES:
+            raise click.BadParameter(f"{stage!r} is none of {', '.join(STAGES)}.")
+    return tuple(stage for stage in STAGES if stage in text.split(","))
 
 
 _path = click.Path(path_type=Path)

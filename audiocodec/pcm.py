@@ -140,7 +140,9 @@ class PcmReader:
 
     def blocks(self, num_frames: int) -> Iterator[np.ndarray]:
         """Yield float32 (C, n), n <= num_frames and at most a second, until the stream ends. Raises AudioError."""
-        num_frames = min(num_frames, self.sample_rate)
+        return audio.checked_blocks(self._pieces(min(num_frames, self.sample_rate)), self.path, self.num_samples)
+
+    def _pieces(self, num_frames: int) -> Iterator[np.ndarray]:
         done = 0
         while self.num_samples is None or done < self.num_samples:
             wanted = num_frames if self.num_samples is None else min(num_frames, self.num_samples - done)
@@ -149,12 +151,8 @@ class PcmReader:
             if not data:
                 break
             samples = _to_float(data, self.subtype).reshape(-1, self.channels)
-            if not np.isfinite(samples).all():
-                raise AudioError(f"{self.path}: a value near sample {done} is infinite or not a number")
             done += len(samples)
-            yield np.ascontiguousarray(samples.T)
-        if self.num_samples is not None and done < self.num_samples:
-            raise AudioError(f"{self.path}: truncated: {done} samples, {self.num_samples} expected")
+            yield samples
 
 
 def _to_float(data: bytes, subtype: str) -> np.ndarray:

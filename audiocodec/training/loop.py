@@ -77,9 +77,10 @@ class Trainer:
         settings: what its ModelConfig holds, which a resumed run will ask for.
         """
         self.borrowed = settings
-        self.generator.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in tensors.items()})
-        self.average.load_state_dict(self.generator.state_dict())
-        self._refit()
+        self.average.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in tensors.items()})
+        if self.team.leads:
+            self._refit()
+        self.generator.load_state_dict(self.average.state_dict())
         self._share_start()
 
     def _share_start(self) -> None:
@@ -95,14 +96,10 @@ class Trainer:
 
     @torch.no_grad()
     def _refit(self) -> None:
-        """Fit the averaged codec's books to its own latents, and hand its encoder and books to the generator."""
-        if self.team.leads:
-            parts = self._samples(_REFIT, self.config.refit_crops).split(64)
-            latents = torch.cat([self.average.latents(part)[:, :, 1:].transpose(1, 2).flatten(0, 1) for part in parts])
-            refit(self.average.quantizer, latents)
-        self.team.share(self.average.quantizer.codebooks)
-        self.generator.encoder.load_state_dict(self.average.encoder.state_dict())
-        self.generator.quantizer.load_state_dict(self.average.quantizer.state_dict())
+        """Fit the averaged codec's books to its own latents."""
+        parts = self._samples(_REFIT, self.config.refit_crops).split(64)
+        latents = torch.cat([self.average.latents(part)[:, :, 1:].transpose(1, 2).flatten(0, 1) for part in parts])
+        refit(self.average.quantizer, latents)
 
     def _begin_stage(self) -> None:
         self.generator.encoder.requires_grad_(self.stage != "polish")
