@@ -1,11 +1,12 @@
 # make demo: hear a recording come back from a small file.   make test: run every check.
-# Both set up .venv first, with the versions of constraints.txt; PYTHON names the interpreter to make it from.
+# make benchmarks RECORDINGS=FOLDER: measure everything in docs/benchmarks.md anew, in about an hour.
+# All set up .venv first, with the versions of constraints.txt; PYTHON names the interpreter to make it from.
 
 PYTHON ?= python3
 RUN = .venv/bin/python -m
 SETUP = pyproject.toml constraints.txt
 
-.PHONY: demo test clean
+.PHONY: demo test benchmarks clean
 
 demo: .venv/installed
 	.venv/bin/python examples/demo.py
@@ -13,6 +14,9 @@ demo: .venv/installed
 test: .venv/installed-test
 	$(RUN) flake8
 	$(RUN) pytest -q
+
+benchmarks: .venv/installed-benchmarks
+	.venv/bin/python docs/benchmarks.py "$(RECORDINGS)"
 
 .venv/installed: $(SETUP)
 	@$(PYTHON) -c 'import sys; sys.version_info < (3, 11) and sys.exit("nac needs Python 3.11 or later; make PYTHON=...")'
@@ -22,6 +26,10 @@ test: .venv/installed-test
 
 .venv/installed-test: .venv/installed
 	$(RUN) pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+.venv/installed-benchmarks: .venv/installed
+	$(RUN) pip install --quiet --constraint constraints.txt --editable '.[eval]' encodec
 	touch $@
 
 clean:

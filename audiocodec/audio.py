@@ -45,7 +45,8 @@ _FILTER = {
 _ROLLOFF = 0.9475937167399596
 _MAX_TAPS = 1 << 20           # largest polyphase table, in coefficients
 _OVERSAMPLING = 32            # before interpolating; the error at the band's edge is then 114 dB down
-_CHUNK = 1 << 15              # samples resampled at a time, about
+CHUNK = 1 << 15               # samples resampled at a time, about, ...
+_LONG_SEGMENT = 512           # ... in files of segments of so many frames
 
 Tags = tuple[tuple[str, str], ...]   # (name, text) pairs, names as in Vorbis comments: "TITLE"
 WRITABLE_TAGS = (
@@ -380,12 +381,13 @@ class Resampler:
 
     start: which sample of the stream the first one pushed is, a multiple of `chunk`. What comes out begins with the
     sample of the result at that place; from `context` source samples on it is the same as that of the whole stream.
+    chunk: source samples to resample at once, about; with few of them, samples come sooner and cost more.
     """
 
-    def __init__(self, source_rate: int, target_rate: int, start: int = 0):
+    def __init__(self, source_rate: int, target_rate: int, start: int = 0, chunk: int = CHUNK):
         common = math.gcd(source_rate, target_rate)
         self._source, self._target = source_rate // common, target_rate // common
-        self._filter = _make_filter(self._source, self._target) if source_rate != target_rate else None
+        self._filter = _make_filter(self._source, self._target, chunk) if source_rate != target_rate else None
         self._pending = None      # (C, context + n): samples not yet resampled, after those they lean on
         self._position = start    # of the first of those n samples
         self._num_in = start
@@ -435,9 +437,14 @@ class Resampler:
         return resampled
 
 
-def _make_filter(source: int, target: int) -> "_Polyphase | _Interpolated":
+def chunk_for(segment_frames: int) -> int:
+    """Samples that a Resampler takes at once in files of such segments: short ones are meant for little delay."""
+    return CHUNK * min(segment_frames, _LONG_SEGMENT) // _LONG_SEGMENT
+
+
+def _make_filter(source: int, target: int, chunk: int) -> "_Polyphase | _Interpolated":
     table = target * (source + 2 * _filter_width(source, target))
-    return _Polyphase(source, target) if table <= _MAX_TAPS else _Interpolated(source, target)
+    return (_Polyphase if table <= _MAX_TAPS else _Interpolated)(source, target, chunk)
 
 
 def _filter_width(source: int, target: int) -> int:
@@ -451,10 +458,10 @@ class _Polyphase:
     chunk samples with context samples before and after them give exactly chunk * target / source samples.
     """
 
-    def __init__(self, source: int, target: int):
+    def __init__(self, source: int, target: int, chunk: int):
         self._resample = _torchaudio_resample(source, target, _ROLLOFF)
         self.context = _round_up(_filter_width(source, target), source)
-        self.chunk = _round_up(_CHUNK, source)
+        self.chunk = _round_up(chunk, source)
         self._skip = self.context // source * target
 
     def apply(self, samples: np.ndarray, position: int) -> np.ndarray:
@@ -464,13 +471,13 @@ class _Polyphase:
 class _Interpolated:
     """The same for any ratio: torchaudio filters and oversamples, Lagrange's cubics find points between."""
 
-    def __init__(self, source: int, target: int):
+    def __init__(self, source: int, target: int, chunk: int):
         self._source, self._target = source, target
         narrowing = min(1, target / source)
         self._factor = math.ceil(_OVERSAMPLING * narrowing)
         self._resample = _torchaudio_resample(1, self._factor, _ROLLOFF * narrowing)
         self.context = _filter_width(source, target) + 2
-        self.chunk = _CHUNK // 4
+        self.chunk = -(-chunk // 4)
 
     def apply(self, samples: np.ndarray, position: int) -> np.ndarray:
         dense = self._resample(samples)

@@ -77,7 +77,7 @@ def _target(source: Path, relative: Path, output: Path | None, ending: str, is_f
     if target.exists() and source.exists() and target.samefile(source):
         raise NacError(f"{target}: is the input itself; -o names another output")
     if ending == ".nac" and target.suffix.lower() in AUDIO_ENDINGS:
-        raise NacError(f"{target}: is named as audio; encode writes .nac files")
+        raise NacError(f"{target}: is named as audio; this command writes .nac files")
     return target
 
 

@@ -1,118 +1,29 @@
 """How fast nac is on this machine: encoding, decoding and streaming, the room behind `nac bench`."""
 
 import contextlib
-import functools
 import os
 import platform
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from inspect import isgenerator
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from audiocodec import __version__, audio, codec, container, entropy, model, quantizer, rangecoder
-from audiocodec.errors import NacError
-from audiocodec.tokens import Codec, StreamDecoder, StreamEncoder, choose_device
+from audiocodec import __version__, audio, codec, limits, processes, stages
+from audiocodec.encodec_speed import SAMPLE_RATE as ENCODEC_RATE
+from audiocodec.encodec_speed import EncodecSpeed
+from audiocodec.model import ModelConfig
+from audiocodec.streaming import StreamDecoder, StreamEncoder
+from audiocodec.tokens import Codec, choose_device
 
 _STREAM_SECONDS = 10  # of audio, at most, frame by frame
 _WARM_UP_FRAMES = 75
-# A small process starts each command: it would inherit the peak memory of a large one.
-_LAUNCHER = """
-import os, sys, time
-null = os.open(os.devnull, os.O_WRONLY)
-start = time.perf_counter()
-process = os.posix_spawnp(sys.argv[1], sys.argv[1:], os.environ, file_actions=[
-    (os.POSIX_SPAWN_DUP2, null, 1), (os.POSIX_SPAWN_DUP2, null, 2)])
-_, status, usage = os.wait4(process, 0)
-print(time.perf_counter() - start, usage.ru_maxrss)
-sys.exit(os.waitstatus_to_exitcode(status))
-"""
-REST = "rest"  # the stage of all time that no other has
 
-_MODEL_CALLS = ("cost", "tables", "contexts", "hidden", "class_counts", "member_counts", "add")
-_STAGES = {  # of each stage, the calls in which it happens
-    "read audio": [(audio.AudioReader, ("blocks",))],
-    "resample": [(audio.Resampler, ("push", "flush"))],
-    "encoder network": [(model.Encoder, ("forward",))],
-    "quantizer search": [(quantizer.ResidualQuantizer, ("encode",))],
-    "entropy model": [(entropy.EntropyModel, _MODEL_CALLS)],
-    "range coder": [(rangecoder.RangeCoder, ("encode", "decode")), (rangecoder.PackedCoder, ("encode", "decode"))],
-    "container": [(container.Writer, ("write", "close")), (container.Reader, ("__init__", "__iter__"))],
-    "codebook look-up": [(quantizer.ResidualQuantizer, ("decode",))],
-    "decoder network": [(model.Decoder, ("forward",))],
-    "write audio": [(audio.AudioWriter, ("write", "__exit__"))],
-}
-
-
-@dataclass
-class Stages:
-    """The time that each stage takes for itself, without those that it calls, in seconds."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-    settle: Callable[[], None] = lambda: None  # waits until a device has done what it was told
-    _since: float = 0.0
-    _running: list[str] = field(default_factory=list)
-
-    def enter(self, stage: str) -> None:
-        self._switch()
-        self._running.append(stage)
-
-    def leave(self) -> None:
-        self._switch()
-        self._running.pop()
-
-    def _switch(self) -> None:
-        self.settle()
-        now = time.perf_counter()
-        if self._running:
-            stage = self._running[-1]
-            self.seconds[stage] = self.seconds.get(stage, 0) + now - self._since
-        self._since = now
-
-    @contextlib.contextmanager
-    def traced(self) -> Iterator[None]:
-        """Wrap the calls of _STAGES; outside nothing is slowed."""
-        plain = [(owner, name, getattr(owner, name), stage)
-                 for stage, calls in _STAGES.items() for owner, names in calls for name in names]
-        for owner, name, call, stage in plain:
-            setattr(owner, name, self._wrapped(call, stage))
-        self.enter(REST)
-        try:
-            yield
-        finally:
-            self.leave()
-            for owner, name, call, _ in plain:
-                setattr(owner, name, call)
-
-    def _wrapped(self, call: Callable, stage: str) -> Callable:
-        @functools.wraps(call)
-        def timed(*args, **options):
-            self.enter(stage)
-            try:
-                result = call(*args, **options)
-            finally:
-                self.leave()
-            return self._steps(result, stage) if isgenerator(result) else result
-
-        return timed
-
-    def _steps(self, steps: Iterator, stage: str) -> Iterator:
-        while True:
-            self.enter(stage)
-            try:
-                step = next(steps)
-            except StopIteration as end:
-                return end.value
-            finally:
-                self.leave()
-            yield step
+Progress = Callable[[str], None]  # hears of what is about to be timed
 
 
 def speech_like(seconds: float, sample_rate: int) -> np.ndarray:
@@ -133,27 +44,34 @@ def speech_like(seconds: float, sample_rate: int) -> np.ndarray:
     return np.clip(whole, -1, 1).astype(np.float32)[None]
 
 
-def run(*, model_name: str, device: str = "auto", seconds: float = 60, rates: list[float], repeats: int = 5,
-        source: Path | None = None, progress: Callable[[str], None] = lambda what: None) -> dict:
-    """Time everything; return one dictionary that json can write. progress(what) hears what is about to be timed.
+def run(*, model_name: str, device: str = "auto", lengths: list[float], rates: list[float], repeats: int = 5,
+        source: Path | None = None, compare: bool = False, progress: Progress = lambda what: None) -> dict:
+    """Time everything; return one dictionary that json can write.
 
-    source: a recording to take, repeated to the length in seconds, in place of what `speech_like` makes.
-    Raises NacError for a model or device that is not here, and for audio that cannot be read.
+    lengths: of clips, in seconds; rates: in kbps; every clip is timed at every rate. source: a recording to take,
+    repeated to these lengths, in place of what `speech_like` makes. compare: with EnCodec's architecture besides.
+    Raises NacError for a model, device or package that is not here, and for audio that cannot be read.
     """
     loaded = Codec.load(model_name, choose_device(device))
-    samples, sample_rate = _clip(source, seconds, loaded.config.sample_rate)
+    rival = EncodecSpeed(loaded.device) if compare else None
+    samples, sample_rate = _clip(source, max(lengths), loaded.config.sample_rate)
+    if rival:
+        samples = samples.mean(0, keepdims=True)  # all that EnCodec's model of this rate takes
+    options = ["--model", model_name, "--device", device]
     with tempfile.TemporaryDirectory() as folder:
-        timer = _Timer(model_name, device, Path(folder), repeats, progress)
-        files = [timer.files(samples, sample_rate, kbps) for kbps in rates]
+        timer = _Timer(model_name, device, Path(folder), repeats, rival, progress)
+        files = [timer.time(samples[:, :round(length * sample_rate)], sample_rate, kbps)
+                 for length in sorted(lengths) for kbps in sorted(rates)]
         streams = []
-        for kbps in rates:
+        for kbps in sorted(rates):
             progress(f"streaming at {kbps:g} kbps")
-            streams.append({"kbps": kbps} | stream(loaded, samples, kbps))
-        commands = timer.commands(samples, sample_rate, rates[0])
+            streams.append(stream(loaded.config, samples, kbps, model_name, device))
+        commands = processes.time_commands(
+            samples, sample_rate, min(rates, key=lambda kbps: abs(kbps - limits.DEFAULT_KBPS)), options, Path(folder),
+            repeats, progress)
     return {
         "nac": __version__, "model": model_name, "weights": loaded.weights.identity.hex(), "machine": _machine(),
-        "device": loaded.device if isinstance(loaded.device, str) else str(loaded.device),
-        "threads": torch.get_num_threads(), "seconds": samples.shape[1] / sample_rate, "sample_rate": sample_rate,
+        "device": str(loaded.device), "threads": torch.get_num_threads(), "sample_rate": sample_rate,
         "channels": len(samples), "audio": source.name if source else "synthetic", "repeats": repeats,
         "files": files, "streaming": streams, "commands": commands}
 
@@ -168,108 +86,110 @@ def _clip(source: Path | None, seconds: float, sample_rate: int) -> tuple[np.nda
 
 @dataclass
 class _Timer:
-    """Times whole files, by the calls that the commands make and by the commands themselves."""
+    """Times whole files by the calls that the commands make, EnCodec in turn with them."""
 
     model: str
     device: str
     folder: Path
     repeats: int
-    progress: Callable[[str], None]
+    rival: EncodecSpeed | None
+    progress: Progress
 
-    def files(self, samples: np.ndarray, sample_rate: int, kbps: float) -> dict:
+    def time(self, samples: np.ndarray, sample_rate: int, kbps: float) -> dict:
         """Encode a WAV file and decode it: once to warm up, then `repeats` times, and once more for the stages."""
         wav, coded, decoded = (self.folder / name for name in ("clip.wav", "clip.nac", "decoded.wav"))
         audio.write(wav, samples, sample_rate)
-
-        def encode():
-            codec.encode_file(wav, coded, kbps=kbps, model=self.model, device=self.device, force=True)
-
-        def decode():
-            codec.decode_file(coded, decoded, model=self.model, device=self.device, force=True)
-
         seconds = samples.shape[1] / sample_rate
-        result = {"kbps": kbps, "encode": self._measure(f"encoding at {kbps:g} kbps", encode, seconds)}
-        result["bytes"] = coded.stat().st_size
-        result["true_kbps"] = result["bytes"] * 8e-3 / seconds
-        result["decode"] = self._measure(f"decoding at {kbps:g} kbps", decode, seconds)
+        options = {"model": self.model, "device": self.device, "force": True}
+        calls = {
+            "encode": lambda: codec.encode_file(wav, coded, kbps=kbps, **options),
+            "decode": lambda: codec.decode_file(coded, decoded, **options)}
+        rival = _Rival(self.rival, samples, sample_rate, kbps) if self.rival else None
+        self.progress(f"{seconds:g} s at {kbps:g} kbps")
+        times = _time_in_turn(calls | (rival.calls(entropy=False) if rival else {}), self.repeats)
+        size = coded.stat().st_size
+        result = {"length": seconds, "kbps": kbps, "bytes": size, "true_kbps": size * 8e-3 / seconds}
+        for way, names in (("encode", stages.ENCODE), ("decode", stages.DECODE)):
+            result[way] = _summary(times[way], seconds) | {"shares": _shares(calls[way], names)}
+        if rival:
+            self.progress(f"{seconds:g} s at {rival.kbps:g} kbps, EnCodec with entropy coding")
+            slow = _time_in_turn(rival.calls(entropy=True), 1, warm_up=False)
+            result["encodec"] = [
+                {"entropy": entropy, "kbps": rival.kbps, "repeats": len(found["EnCodec encode"]),
+                 **{way: _summary(found[f"EnCodec {way}"], seconds) for way in ("encode", "decode")}}
+                for entropy, found in ((False, times), (True, slow))]
         return result
 
-    def _measure(self, what: str, call: Callable[[], None], seconds: float) -> dict:
-        self.progress(what)
-        call()
-        times = []
-        for _ in range(self.repeats):
+
+class _Rival:
+    """EnCodec with one clip (1, N): its samples are in memory at its own rate before the clock starts."""
+
+    def __init__(self, speed: EncodecSpeed, samples: np.ndarray, sample_rate: int, kbps: float):
+        resampler = audio.Resampler(sample_rate, ENCODEC_RATE)
+        self._samples = np.concatenate([resampler.push(samples), resampler.flush()], 1)
+        self._speed, self.kbps, self._data = speed, speed.choose_rate(kbps), b""
+        for entropy in (False, True):
+            self._data = speed.encode(self._samples[:, :ENCODEC_RATE], entropy)    # to warm up, a second will do
+            speed.decode(self._data)
+
+    def calls(self, entropy: bool) -> dict[str, Callable[[], None]]:
+        def encode():
+            self._data = self._speed.encode(self._samples, entropy)
+
+        return {"EnCodec encode": encode, "EnCodec decode": lambda: self._speed.decode(self._data)}
+
+
+def _time_in_turn(calls: dict[str, Callable[[], None]], repeats: int, warm_up: bool = True) -> dict[str, list[float]]:
+    """Seconds of each call. They take turns, so that what else the machine does meets all alike."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(repeats + warm_up):
+        for name, call in calls.items():
             start = time.perf_counter()
             call()
-            times.append(time.perf_counter() - start)
-        stages = Stages(settle=torch.cuda.synchronize if torch.cuda.is_available() else lambda: None)
-        with stages.traced():
-            call()
-        total = sum(stages.seconds.values())
-        shares = {stage: stages.seconds[stage] / total for stage in (*_STAGES, REST) if stage in stages.seconds}
-        median = statistics.median(times)
-        return {"seconds": median, "fastest": min(times), "slowest": max(times), "times_real_time": seconds / median,
-                "shares": shares}
-
-    def commands(self, samples: np.ndarray, sample_rate: int, kbps: float) -> list[dict]:
-        """Whole commands as processes of their own: wall time and peak memory, start-up included."""
-        short, long = self.folder / "short.wav", self.folder / "clip.wav"
-        audio.write(short, samples[:, :sample_rate], sample_rate)
-        rate = ["-k", f"{kbps:g}", "--model", self.model, "--device", self.device, "-f"]
-        back = ["--model", self.model, "--device", self.device, "-f"]
-        seconds = samples.shape[1] / sample_rate
-        return [
-            self._command("nac --help", "--help"),
-            self._command("nac encode, 1 s", "encode", short, *rate),
-            self._command("nac decode, 1 s", "decode", short.with_suffix(".nac"), "-o", self.folder / "a.wav", *back),
-            self._command(f"nac encode, {seconds:g} s", "encode", long, *rate),
-            self._command(f"nac decode, {seconds:g} s", "decode", long.with_suffix(".nac"), "-o",
-                          self.folder / "b.wav", *back)]
-
-    def _command(self, name: str, *args: str | Path) -> dict:
-        """The quicker of two runs."""
-        self.progress(name)
-        try:
-            runs = [_timed_process([sys.executable, "-m", "audiocodec", *map(str, args)]) for _ in range(2)]
-        except subprocess.CalledProcessError as error:
-            raise NacError(f"{name} failed with status {error.returncode}") from None
-        return {"command": name} | min(runs, key=lambda run: run["seconds"])
+            times[name].append(time.perf_counter() - start)
+    return {name: found[warm_up:] for name, found in times.items()}
 
 
-def _timed_process(command: list[str]) -> dict:
-    """Wall time in seconds and peak memory in MB, or None where the system does not tell."""
-    start = time.perf_counter()
-    if not hasattr(os, "wait4"):
-        subprocess.run(command, check=True, capture_output=True)
-        return {"seconds": time.perf_counter() - start, "peak_mb": None}
-    done = subprocess.run([sys.executable, "-I", "-S", "-c", _LAUNCHER, *command], check=True, capture_output=True)
-    seconds, peak = map(float, done.stdout.split())
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes of ru_maxrss
-    return {"seconds": seconds, "peak_mb": peak * unit / 1e6}
+def _summary(times: list[float], seconds: float) -> dict:
+    median = statistics.median(times)
+    return {"seconds": median, "fastest": min(times), "slowest": max(times), "times_real_time": seconds / median}
 
 
-def stream(loaded: Codec, samples: np.ndarray, kbps: float) -> dict:
-    """Encode and decode frame by frame, without entropy coding: milliseconds for each frame, both ways together.
+def _shares(call: Callable[[], None], names: tuple[str, ...]) -> dict[str, float]:
+    """The share of each stage in the time of one more call."""
+    counted = stages.Stages(settle=torch.cuda.synchronize if torch.cuda.is_available() else lambda: None)
+    with counted.traced():
+        call()
+    total = sum(counted.seconds.values())
+    return {name: counted.seconds.get(name, 0.0) / total for name in (*names, *(counted.seconds.keys() - {*names}))}
 
-    samples float32 (C, n) count as the model's rate; kbps gives the number of books before entropy coding.
+
+def stream(config: ModelConfig, samples: np.ndarray, kbps: float, model_name: str, device: str) -> dict:
+    """Encode and decode packets of one frame, entropy coding included: milliseconds for each frame, both ways together.
+
+    samples float32 (C, n) count as the model's rate, mono; kbps gives the number of books before entropy coding.
     """
-    config = loaded.config
     num_books = max(1, min(config.num_books, round(kbps * 1000 / config.bits_per_book)))
-    encoder, decoder = StreamEncoder(loaded, 1, num_books), StreamDecoder(loaded, 1)
-    books = np.array([num_books])
-    times = []
-    most = _STREAM_SECONDS * config.sample_rate + _WARM_UP_FRAMES * config.hop
+    layout = {"sample_rate": config.sample_rate, "packet_frames": 1, "model": model_name, "device": device}
+    encoder, decoder = StreamEncoder(codebooks=num_books, **layout), StreamDecoder(**layout)
+    times, size = [], 0
+    most = round(_STREAM_SECONDS * config.sample_rate) + _WARM_UP_FRAMES * config.hop
     mono = samples.mean(0, keepdims=True)[:, :most]
     for at in range(0, mono.shape[1] - config.hop + 1, config.hop):
         frame = np.ascontiguousarray(mono[:, at:at + config.hop])
         start = time.perf_counter()
-        decoder.push(encoder.push(frame), books)
+        packet = encoder.push(frame)
+        if packet:
+            decoder.push(packet)
         times.append(1000 * (time.perf_counter() - start))
+        size += len(packet)
     counted = times[min(_WARM_UP_FRAMES, len(times) // 2):] or [float("nan")]
     median, p95, p99 = np.percentile(counted, [50, 95, 99])
-    return {"codebooks": num_books, "frames": len(counted), "frame_ms": 1000 * config.hop / config.sample_rate,
+    frame_ms = 1000 * config.hop / config.sample_rate
+    return {"kbps": kbps, "codebooks": num_books, "packet_kbps": size * 8 / (frame_ms * max(1, len(times))),
+            "frames": len(counted), "frame_ms": frame_ms,
             "median_ms": float(median), "p95_ms": float(p95), "p99_ms": float(p99), "worst_ms": float(max(counted)),
-            "delay_ms": 2000 * config.hop / config.sample_rate}
+            "delay_ms": 2 * frame_ms}
 
 
 def _machine() -> str:
@@ -278,48 +198,4 @@ def _machine() -> str:
         with open("/proc/cpuinfo") as file:
             name = next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{name}, {_counted(cores, 'core')} in use, {platform.system()}"
-
-
-# Tables
-
-
-def markdown(result: dict) -> str:
-    """What `run` returned, as tables in Markdown."""
-    layout = f"{result['channels']} x {result['sample_rate']} Hz" if result["channels"] > 1 \
-        else f"{result['sample_rate']} Hz"
-    lines = [
-        f"nac {result['nac']}, model {result['model']} ({result['weights']}), {result['machine']}; "
-        f"{result['device']}, {_counted(result['threads'], 'thread')}; "
-        f"{result['seconds']:g} s of {result['audio']} audio, {layout}; {_counted(result['repeats'], 'repeat')} "
-        "after a warm-up", "",
-        *_table(["kbps", "true kbps", "direction", "seconds (fastest to slowest)", "x real time"],
-                [[f"{file['kbps']:g}", f"{file['true_kbps']:.2f}", way, _spread(file[way]),
-                  f"{file[way]['times_real_time']:.1f}"] for file in result["files"] for way in ("encode", "decode")])]
-    for way in ("encode", "decode"):
-        stages = list(dict.fromkeys(stage for file in result["files"] for stage in file[way]["shares"]))
-        lines += ["", *_table([f"share of {way} time", *(f"{file['kbps']:g} kbps" for file in result["files"])],
-                              [[stage, *(f"{file[way]['shares'].get(stage, 0):.1%}" for file in result["files"])]
-                               for stage in stages])]
-    lines += ["", *_table(
-        ["streaming", "codebooks", "frame, ms", "median, ms", "p95", "p99", "worst", "delay, ms"],
-        [[f"{row['kbps']:g} kbps", str(row["codebooks"]), f"{row['frame_ms']:.1f}",
-          *(f"{row[name]:.2f}" for name in ("median_ms", "p95_ms", "p99_ms", "worst_ms")), f"{row['delay_ms']:.1f}"]
-         for row in result["streaming"]])]
-    lines += ["", *_table(["command", "seconds", "peak memory, MB"],
-                          [[row["command"], f"{row['seconds']:.2f}",
-                            "" if row["peak_mb"] is None else f"{row['peak_mb']:.0f}"] for row in result["commands"]])]
-    return "\n".join(lines)
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def _spread(times: dict) -> str:
-    return f"{times['seconds']:.2f} ({times['fastest']:.2f} to {times['slowest']:.2f})"
-
-
-def _table(head: list[str], rows: list[list[str]]) -> list[str]:
-    aligned = ["---", *["---:"] * (len(head) - 1)]
-    return [f"| {' | '.join(cells)} |" for cells in (head, aligned, *rows)]
+    return f"{name}, {cores} core{'' if cores == 1 else 's'} in use, {platform.system()}"

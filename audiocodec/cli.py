@@ -14,15 +14,12 @@ from pathlib import Path
 
 import click
 
-from audiocodec import __version__, batch, options, seek
+from audiocodec import __version__, batch, limits, options, seek
 from audiocodec.errors import NacError
 
-# These four repeat what codec.py, tokens.py and container.py say, since importing codec.py would load torch; a test
-# ties them together.
-DEFAULT_MODEL = "nac-24k"
-DEFAULT_KBPS = 6
-KBPS = click.FloatRange(0.75, 48)
-CODEBOOKS = click.IntRange(1, 32)
+DEFAULT_MODEL = "nac-24k"    # as in tokens.py, which would load torch; a test ties them together
+KBPS = click.FloatRange(limits.MIN_KBPS, limits.MAX_KBPS)
+CODEBOOKS = click.IntRange(1, limits.MAX_BOOKS)
 INTERRUPTED, TERMINATED = 130, 143   # exit statuses, as shells have them
 
 Convert = Callable[[Path, Path, bool, Callable], tuple[float, str]]   # source, target, force, progress
@@ -94,8 +91,9 @@ def cli():
 @cli.command()
 @_sources
 @_output
-@click.option("-k", "--kbps", type=KBPS, help=f"Most kbit/s that a file may take.  [default: {DEFAULT_KBPS}]")
+@click.option("-k", "--kbps", type=KBPS, help=f"Most kbit/s that a file may take.  [default: {limits.DEFAULT_KBPS:g}]")
 @click.option("--codebooks", type=CODEBOOKS, help="A fixed number of codebooks per channel, instead of -k.")
+@click.option("--cbr", is_flag=True, help="With -k: the same number of codebooks in all frames.")
 @click.option("--model", metavar="NAME|FILE", default=DEFAULT_MODEL, show_default=True, help="Weights.")
 @click.option("--mono", is_flag=True, help="Mix stereo down to one channel.")
 @click.option("--no-entropy", is_flag=True, help="Pack codes plainly: a larger file, in less time.")
@@ -106,6 +104,8 @@ def cli():
 @click.option("--tag", "tags", metavar="KEY=VALUE", multiple=True, callback=_check_tags,
               help="Put this tag in place of the input's; may be repeated. KEY= takes it out.")
 @click.option("--no-tags", is_flag=True, help="Leave the input's tags out.")
+@click.option("--live", is_flag=True,
+              help="Take from a pipe what has come, and send it on every 0.2 s, as for a microphone.")
 @_processes
 @_update
 @_force
@@ -116,8 +116,12 @@ def encode(sources, output, kbps, codebooks, verify, delete_input, processes, up
     """
     if kbps is not None and codebooks is not None:
         raise click.UsageError("-k and --codebooks exclude each other.")
+    if settings["cbr"] and codebooks is not None:
+        raise click.UsageError("--cbr and --codebooks exclude each other.")
+    if settings["cbr"] and settings["live"]:
+        raise click.UsageError("--cbr looks at the whole first, which --live cannot; use --codebooks.")
     if kbps is None and codebooks is None:
-        kbps = DEFAULT_KBPS
+        kbps = limits.DEFAULT_KBPS
     output = _check_pipes(sources, output, cannot=verify or delete_input, processes=processes)
     settings |= {"kbps": kbps, "codebooks": codebooks, "entropy": not no_entropy}
     convert = functools.partial(_encode_one, settings, verify or delete_input, delete_input)
@@ -135,11 +139,19 @@ def _encode_one(settings: dict, is_verified: bool, is_deleted: bool, source: Pat
         with open(target, "rb") as file:
             os.fsync(file.fileno())     # the only copy must have reached the disk
         source.unlink()
-    rate = f"{result.kbps:.2f} kbps, " if result.seconds else ""
-    if settings["kbps"] and result.kbps > settings["kbps"]:
-        rate += f"more than {settings['kbps']:g}, which this clip cannot meet, "
-    books = "+".join(map(str, result.codebooks))     # mid and side, where there are two
-    return result.seconds, f"{result.num_bytes:,} bytes, {rate}{books} codebooks"
+    return result.seconds, _coded(result, settings["kbps"])
+
+
+def _coded(result, kbps: float | None = None) -> str:
+    """Return a summary of an EncodeResult; kbps: the ceiling, if there was one."""
+    said = [f"{result.num_bytes:,} bytes"]
+    if result.seconds:
+        said.append(f"{result.kbps:.2f} kbps")
+    if kbps and result.kbps > kbps:
+        said.append(f"more than {kbps:g}, which this clip cannot meet")
+    if result.codebooks:                # of mid and side, where there are two
+        said.append("+".join(f"{count:.3g}" for count in result.codebooks) + " codebooks")
+    return ", ".join(said)
 
 
 @cli.command()
@@ -182,6 +194,65 @@ def _decode_one(settings: dict, source: Path, target: Path, force: bool, progres
             click.echo(f"{target}: {summary}, salvaged", err=True)
         raise NacError("; ".join(result.damaged))
     return result.seconds, summary
+
+
+@cli.command()
+@click.argument("source", metavar="IN", type=_path)
+@click.option("-o", "--output", metavar="OUT", required=True, type=click.Path(),
+              help="Output file, or a folder if it is one or ends in a slash; - is standard output.")
+@click.option("--start", metavar="TIME", callback=_check_time,
+              help="Begin there: seconds, M:S or H:M:S, with fractions.")
+@click.option("--end", metavar="TIME", callback=_check_time, help="End there.")
+@_decoding_model
+@_force
+def cut(source, output, start, end, model, force):
+    """Copy a range of a .nac file into a new one, without decoding it.
+
+    It decodes to the very same samples. Segments of 6.8 s are copied whole, so the new file is longer by some seconds
+    than what is heard of it. IN and OUT may be -, for standard input and output.
+    """
+    if start is None and end is None:
+        raise click.UsageError("Give --start, --end or both.")
+    if end is not None and end <= (start or 0):
+        raise click.UsageError("--end has to be after --start.")
+    _check_pipes((source,), output, processes=1)
+    convert = functools.partial(_cut_one, {"start": start, "end": end, "model": model})
+    _convert_all((source,), output, ".nac", (".nac",), convert, 1, False, force)
+
+
+def _cut_one(settings: dict, source: Path, target: Path, force: bool, progress: Callable) -> tuple[float, str]:
+    from audiocodec import editing
+
+    result = editing.cut_file(source, target, force=force, **settings)
+    return result.seconds, _coded(result)
+
+
+@cli.command()
+@_sources
+@_output
+@click.option("-k", "--kbps", type=KBPS, help="Most kbit/s that a file may take.")
+@click.option("--codebooks", type=CODEBOOKS, help="Keep only the first N codebooks of each channel.")
+@_decoding_model
+@_processes
+@_update
+@_force
+def truncate(sources, output, kbps, codebooks, model, processes, update, force):
+    """Lower the rate of .nac files, or of all in a folder, without the original audio.
+
+    IN and OUT may be -, for standard input and output.
+    """
+    if (kbps is None) == (codebooks is None):
+        raise click.UsageError("Give either -k or --codebooks.")
+    output = _check_pipes(sources, output, processes=processes)
+    convert = functools.partial(_truncate_one, {"kbps": kbps, "codebooks": codebooks, "model": model})
+    _convert_all(sources, output, ".nac", (".nac",), convert, processes, update, force)
+
+
+def _truncate_one(settings: dict, source: Path, target: Path, force: bool, progress: Callable) -> tuple[float, str]:
+    from audiocodec import editing
+
+    result = editing.truncate_file(source, target, force=force, progress=progress, **settings)
+    return result.seconds, _coded(result, settings["kbps"])
 
 
 def _check_pipes(sources: tuple[Path, ...], output: str | None, processes: int, cannot: bool = False) -> str | None:
@@ -291,16 +362,17 @@ def train(sources, run, config, valid, minutes, updates, stages, seed, init, res
 
 @cli.command("eval", cls=options.EvalCommand)
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--kbps", metavar="KBPS,...", default="1.5,3,6,12,24", show_default=True, callback=options.numbers,
+@click.option("--kbps", metavar="KBPS,...", default="1.5,3,6,12,24", show_default=True, callback=options.optional_rates,
               help="Rates of nac.")
 @click.option("--codebooks", metavar="N,...", default="", callback=options.counts,
               help="Fixed numbers of codebooks of nac, besides.")
 @click.option("--peers", metavar="opus:KBPS,... mp3:KBPS,...", multiple=True, callback=options.peers,
               help="Other codecs, by their programs opusenc and lame.")
 @click.option("--model", metavar="NAME|FILE", default=DEFAULT_MODEL, show_default=True, help="Weights.")
-@click.option("--kinds", metavar="KIND,...", default="speech,music", show_default=True, callback=options.kinds,
-              help="Kinds of clips: names of folders, of speech, music and sfx, or other.")
-@click.option("--clips", metavar="N", default=20, show_default=True, type=click.IntRange(1), help="Clips of each kind.")
+@click.option("--kinds", metavar="KIND,...", default="speech,music,other", show_default=True, callback=options.kinds,
+              help="Kinds of clips: folders named speech, music or sfx, and other, which is all the rest.")
+@click.option("--clips", metavar="N", default=20, show_default=True, type=click.IntRange(1),
+              help="Most clips of each kind.")
 @click.option("--metrics", "names", metavar="NAME,...", callback=options.metrics,
               help=f"Scores, of {','.join(options.METRICS)}.  [default: all that are installed]")
 @click.option("--out", metavar="DIR", type=click.Path(file_okay=False, path_type=Path),
@@ -312,18 +384,27 @@ def evaluate(folder, kbps, codebooks, peers, model, kinds, clips, names, out, jo
         raise click.UsageError("No codecs; give --kbps, --codebooks or --peers.")
     from tqdm import tqdm
 
+    from audiocodec import clips as recordings
     from audiocodec import evaluate as evaluation
 
     failures = _Failures()
     with failures.caught(folder):
         codecs = evaluation.choose_codecs(kbps, codebooks, peers, model)
-        chosen = [clip for kind in kinds for clip in evaluation.choose_clips(folder, kind, clips)]
+        chosen = [clip for kind in kinds for clip in recordings.choose_clips(folder, kind, clips, but=out)]
         if not chosen:
-            raise NacError(f"no audio of 8 s under folders named {' or '.join(kinds)}")
-        results = evaluation.run(
-            chosen, codecs, evaluation.choose_metrics(names, _complain), jobs=jobs, out=out, hint=_complain,
-            progress=lambda rows: tqdm(rows, total=len(chosen) * len(codecs), unit="run", disable=None))
+            raise NacError(f"no audio of 8 s or more of {' or '.join(kinds)}")
+        names = evaluation.choose_metrics(names, _complain)
+        try:
+            results = evaluation.run(
+                chosen, codecs, names, jobs=jobs, out=out, hint=_complain,
+                progress=lambda rows: tqdm(rows, total=len(chosen) * len(codecs), unit="run", disable=None))
+        except KeyboardInterrupt:
+            if out:
+                _complain(f"{out}: kept what is done; the same command goes on")
+            raise
         click.echo(results.text())
+        if out:
+            click.echo(f"{out / 'report.html'}: to listen and compare", err=True)
     failures.exit()
 
 
@@ -331,28 +412,35 @@ def evaluate(folder, kbps, codebooks, peers, model, kinds, clips, names, out, jo
 @click.option("--model", metavar="NAME|FILE", default=DEFAULT_MODEL, show_default=True, help="Weights.")
 @_device
 @click.option("--threads", metavar="N", type=click.IntRange(1), help="Threads.  [default: as the system has it]")
-@click.option("--seconds", metavar="S", type=click.FloatRange(1), default=60, show_default=True,
-              help="Length of the audio.")
-@click.option("-k", "--kbps", metavar="KBPS,...", default=f"{DEFAULT_KBPS}", show_default=True,
+@click.option("--seconds", "lengths", metavar="S,...", default="60", show_default=True, callback=options.lengths,
+              help="Lengths of the audio.")
+@click.option("-k", "--kbps", metavar="KBPS,...", default=f"{limits.DEFAULT_KBPS:g}", show_default=True,
               callback=options.rates, help="Bit rates.")
 @click.option("--repeats", metavar="N", type=click.IntRange(1), default=5, show_default=True,
               help="Runs of each, after a warm-up.")
 @click.option("--input", "source", metavar="FILE", type=_path,
               help="Audio to take, repeated to the length.  [default: synthetic]")
+@click.option("--compare", type=click.Choice(["encodec"]),
+              help="Time this architecture too, from its package and with random weights.")
+@click.option("--plot", metavar="FILE.png", type=_path, callback=options.picture,
+              help="Draw the stages' times, and speed against length and bit rate.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
-def bench(model, device, threads, seconds, kbps, repeats, source, as_json):
-    """Time encoding, decoding and streaming on this machine."""
+def bench(model, device, threads, lengths, kbps, repeats, source, compare, plot, as_json):
+    """Time encoding, decoding, streaming and start-up on this machine."""
     if threads:
         names = "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"     # read as numpy and torch load
         os.environ.update({name: str(threads) for name in names})
     from audiocodec import bench as timing
+    from audiocodec import bench_report
 
     failures = _Failures()
     with failures.caught(source or model):
         result = timing.run(
-            model_name=model, device=device, seconds=seconds, rates=kbps, repeats=repeats, source=source,
-            progress=lambda what: sys.stderr.isatty() and click.echo(what, err=True))
-        click.echo(json.dumps(result, indent=2) if as_json else timing.markdown(result))
+            model_name=model, device=device, lengths=lengths, rates=kbps, repeats=repeats, source=source,
+            compare=bool(compare), progress=lambda what: sys.stderr.isatty() and click.echo(what, err=True))
+        if plot:
+            bench_report.draw(result, plot)
+        click.echo(json.dumps(result, indent=2) if as_json else bench_report.markdown(result))
     failures.exit()
 
 

@@ -25,7 +25,8 @@ _PREFIX = struct.Struct("<4sB")  # magic, version: the part that no later versio
 _FIELDS = struct.Struct("<BIQ6sHBB")  # flags, then the fields of Header in the order of the file
 _CRC = struct.Struct("<I")
 _ENDING = struct.Struct("<II")  # the trailer's size and CRC-32, the last bytes of a file
-_STEREO, _ENTROPY, _TAGS, _SUBTYPE_SHIFT, _UNUSED = 1, 2, 4, 3, 0b11100000  # flags
+_CODE_BITS, _DEPTH_BITS = 10, 5
+_STEREO, _ENTROPY, _TAGS, _SUBTYPE_SHIFT, _PART, _DEPTHS, _UNUSED = 1, 2, 4, 3, 32, 64, 128  # flags
 _UNKNOWN = 2**64 - 1  # num_samples, when the header was written before the length was known
 
 _FULL, _SHORT, _TRAILER = b"S", b"L", b"T"  # first byte of a record; "L" is a last segment that is not full
@@ -44,6 +45,18 @@ def _check(what: str, value: int, low: int, high: int) -> None:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where a part of a longer file comes from. FormatError if a field is outside its limits."""
+
+    segments: int  # of the whole, before the first one that is here
+    samples: int  # of the whole, per channel at the original rate, before the first one that is wanted
+
+    def __post_init__(self):
+        _check("number of segments before the first", self.segments, 0, MAX_SEGMENTS)
+        _check("number of samples before the first", self.samples, 0, _UNKNOWN - 1)
+
+
+@dataclass(frozen=True)
 class Header:
     """What a decoder has to know before the first segment. FormatError if a field is outside its limits."""
 
@@ -56,6 +69,8 @@ class Header:
     entropy_coded: bool = True  # else bit-packed
     subtype: str = "PCM_16"  # one of SUBTYPES
     segment_frames: int = 512  # frames in every segment but the last, a multiple of 16
+    origin: Origin | None = None  # of a part; None: the file is a whole
+    has_depths: bool = False  # frames differ in how many of their segment's codebooks they use; payloads tell
 
     def __post_init__(self):
         _check("number of channels", self.channels, 1, 2)
@@ -69,6 +84,13 @@ class Header:
         _check("frames per segment modulo 16", self.segment_frames % 16, 0, 0)
         if self.subtype not in SUBTYPES:
             raise FormatError(f"sample format {self.subtype!r}; expected one of {', '.join(SUBTYPES)}")
+        if self.origin and not self.num_samples:
+            raise FormatError(f"a part of {self.num_samples or 'unknown'} samples; expected at least 1")
+
+    @property
+    def before(self) -> Origin:
+        """What of the whole recording comes before the file; nothing, unless it is a part."""
+        return self.origin or Origin(0, 0)
 
 
 @dataclass(frozen=True)
@@ -111,12 +133,16 @@ def _pack_header(header: Header, has_tags: bool) -> bytes:
         | _ENTROPY * header.entropy_coded
         | _TAGS * has_tags
         | SUBTYPES.index(header.subtype) << _SUBTYPE_SHIFT
+        | _PART * (header.origin is not None)
+        | _DEPTHS * header.has_depths
     )
     num_samples = _UNKNOWN if header.num_samples is None else header.num_samples
     data = _PREFIX.pack(MAGIC, VERSION) + _FIELDS.pack(
         flags, header.sample_rate, num_samples, header.weights_id,
         header.bandwidth // 10, header.codebooks, header.segment_frames // 16,
     )
+    if header.origin:
+        data += _varint(header.origin.segments) + _varint(header.origin.samples)
     return data + _CRC.pack(zlib.crc32(data))
 
 
@@ -132,9 +158,14 @@ def _read_header(window: "_Window") -> tuple[Header, bool]:
     flags, rate, num_samples, weights_id, bandwidth, codebooks, segment_frames = _FIELDS.unpack(
         window.take(_FIELDS.size)
     )
-    window.take_checksum()
     if flags & _UNUSED:
-        raise FormatError(f"flags are {flags:#04x}; expected the upper three bits to be 0")
+        window.take_checksum()  # which tells damage from a flag of a later version
+        raise FormatError(f"flags are {flags:#04x}; expected the highest bit to be 0")
+    origin = None
+    if flags & _PART:
+        before = window.take_varint("number of segments before the first", 0, MAX_SEGMENTS)
+        origin = Origin(before, window.take_varint("number of samples before the first", 0, _UNKNOWN - 1))
+    window.take_checksum()
     header = Header(
         channels=1 + bool(flags & _STEREO),
         sample_rate=rate,
@@ -145,6 +176,8 @@ def _read_header(window: "_Window") -> tuple[Header, bool]:
         entropy_coded=bool(flags & _ENTROPY),
         subtype=SUBTYPES[flags >> _SUBTYPE_SHIFT & 3],
         segment_frames=segment_frames * 16,
+        origin=origin,
+        has_depths=bool(flags & _DEPTHS),
     )
     return header, bool(flags & _TAGS)
 
@@ -187,11 +220,14 @@ def _read_tags(window: "_Window") -> Tags:
 
 
 def _payload_limits(header: Header, books: int, num_frames: int) -> tuple[int, int]:
-    """The smallest and the largest payload, in bytes, that these codes may take."""
-    packed = (books * num_frames * 10 + 7) // 8
-    if not header.entropy_coded or not books:
-        return packed, packed
-    return 0, 5 * packed + 64  # no code takes more than twice 24 bits
+    """The smallest and the largest payload, in bytes, that these codes, and depths if there are any, may take."""
+    if not books:
+        return 0, 0
+    depths = _DEPTH_BITS * num_frames * header.has_depths
+    packed = (depths + books * num_frames * _CODE_BITS + 7) // 8
+    if header.entropy_coded:
+        return 0, 5 * packed + 64  # no code takes more than twice 24 bits, no depth more than 24
+    return (depths + 7) // 8 if depths else packed, packed
 
 
 def _pack_segment(header: Header, index: int, segment: Segment) -> bytes:
@@ -254,7 +290,7 @@ class Writer:
 
     def __init__(self, file, header: Header, tags: Tags = ()):
         self._file = file
-        self._header = header
+        self.header = header
         self._sizes: list[int] = []
         self._ended = False  # no segment may follow
         self.size = 0  # bytes written so far
@@ -263,8 +299,8 @@ class Writer:
     def write(self, segment: Segment) -> None:
         if self._ended:
             raise FormatError("a segment follows the trailer or a segment that is not full; expected none")
-        data = _pack_segment(self._header, len(self._sizes), segment)
-        self._ended = segment.num_frames < self._header.segment_frames
+        data = _pack_segment(self.header, len(self._sizes), segment)
+        self._ended = segment.num_frames < self.header.segment_frames
         self._sizes.append(len(data))
         self._write(data)
 
@@ -273,11 +309,16 @@ class Writer:
 
         num_samples: per channel at the original rate, and the header's, where that has one.
         """
-        known = self._header.num_samples
+        known = self.header.num_samples
         low, high = (known, known) if known is not None else (0, _UNKNOWN - 1)
         _check("number of samples", num_samples, low, high)
         self._write(_pack_trailer(Trailer(num_samples, tuple(self._sizes))))
         self._ended = True
+
+    def size_with(self, segments: list[Segment], num_samples: int) -> int:
+        """How many bytes the finished file would have with these segments as its last."""
+        sizes = [len(_pack_segment(self.header, len(self._sizes) + at, segment)) for at, segment in enumerate(segments)]
+        return self.size + sum(sizes) + len(_pack_trailer(Trailer(num_samples, (*self._sizes, *sizes))))
 
     def _write(self, data: bytes) -> None:
         self._file.write(data)
@@ -306,6 +347,7 @@ class Reader:
         self._window.accept()
         self.tags: Tags = ()
         self.trailer: Trailer | None = None
+        self._found: Trailer | None = None  # the same, found from the file's end
         self._problem = ""  # damage before the next record, to be told by the iteration
         if has_tags:
             try:
@@ -340,6 +382,10 @@ class Reader:
 
     def find_trailer(self) -> Trailer:
         """The trailer of a seekable file, found from the file's end; the iteration is not disturbed."""
+        self._found = self._found or self._find_trailer()
+        return self._found
+
+    def _find_trailer(self) -> Trailer:
         before = self._file.tell()
         end = self._file.seek(0, io.SEEK_END)
         try:

@@ -10,6 +10,7 @@ Vaswani et al.: "Attention is all you need", 2017; Wang and Komatsuzaki: "GPT-J-
 side by side); Press et al.: "Train short, test long", 2022 (a bias by distance instead of positions).
 """
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from math import isqrt
@@ -20,6 +21,8 @@ from audiocodec.errors import ModelError
 
 CLASSES = MEMBERS = 32
 BOOK_SIZE = CLASSES * MEMBERS
+DEPTHS = 32                    # of a frame: how many books it uses, where frames differ in that
+UNTOLD = DEPTHS                # the embedding row of a depth that is not coded, or that is not there yet
 ABSENT = BOOK_SIZE             # the embedding row of a code that is not there: before the start, above the last book
 MAX_FRAMES = 512
 TOTAL = 1 << 24                # what the frequencies of one table sum to: the counts, and one more for each symbol
@@ -32,10 +35,11 @@ ATTENTION_SCALE = 1 / 8        # of products of queries and keys
 ATTENTION_STEPS = 16           # of the attention table, to a nat
 SCORE_STEPS = 32               # of the count table, to a nat
 
-_BLOCK = 64                    # frames evaluated together when all codes are known
+_BLOCK = 64                    # frames that attention looks at together when all codes are known
 _TOGETHER = 8                  # sequences whose tables are in memory at once
 _FEW_ROWS = 64                 # up to so many, gathering each one's matrix is quicker than grouping them
 _MASKED = -(1 << 14)
+_LOWEST, _ZERO, _HIGHEST = (np.array(limit, np.float32) for limit in (-LIMIT, 0, LIMIT))   # numpy is quickest at arrays
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,13 @@ class EntropyConfig:
             "attention_table": ("uint8", (256,)),
             "count_table": ("int32", (448,)),
             "input": ("int8", (self.context_books, BOOK_SIZE + 1, width)),
+            "depth.input": ("int8", (DEPTHS + 1, width)),
+            "depth.before": ("int8", (DEPTHS + 1, head)),
+            "depth.here": ("int8", (DEPTHS + 1, head)),
+            "depth.hidden": ("int8", (hidden, head)),
+            "depth.hidden_bias": ("int32", (hidden,)),
+            "depth.class": ("int8", (DEPTHS, hidden)),
+            "depth.class_bias": ("int32", (DEPTHS,)),
             "context": ("int8", (head, width)),
             "context_bias": ("int32", (head,)),
             "here": ("int8", (detailed, BOOK_SIZE, head)),
@@ -89,9 +100,8 @@ class EntropyConfig:
 class State:
     """What a group of sequences remembers between frames: the attention's keys and values."""
 
-    def __init__(self, config: EntropyConfig, num_books: np.ndarray):
-        shape = (config.layers, len(num_books), config.heads, MAX_FRAMES, config.width // config.heads)
-        self.num_books = num_books
+    def __init__(self, config: EntropyConfig, sequences: int):
+        shape = (config.layers, sequences, config.heads, MAX_FRAMES, config.width // config.heads)
         self.frame = 0
         self.keys = np.zeros(shape, np.float32)
         self.values = np.zeros(shape, np.float32)
@@ -100,8 +110,9 @@ class State:
 class EntropyModel:
     """Predicts codes from earlier codes: frames in order, books in order within a frame.
 
-    The tables of a book depend on earlier frames and on the books before it, never on how many follow; except that
-    the transformer sees as many of the first `context_books` as there are.
+    Where frames differ in their depth, the number of their books, it comes before the codes of its frame. Else the
+    tables of a book depend on earlier frames and on the books before it, never on how many follow; except that the
+    transformer sees as many of the first `context_books` as there are.
     """
 
     def __init__(self, config: EntropyConfig, tensors: dict[str, np.ndarray]):
@@ -110,12 +121,21 @@ class EntropyModel:
         self.config = config
         self._places = tensors["order"].astype(np.int64)
         self._codes = np.argsort(self._places, axis=1)
-        self._input, self._here, self._before = tensors["input"], tensors["here"], tensors["before"]
+        self._input = tensors["input"].reshape(-1, config.width) * np.float32(1 << RESIDUAL_BITS - ACTIVATION_BITS)
+        self._input_starts = np.arange(config.context_books)[:, None] * (BOOK_SIZE + 1)
+        self._depth_input = tensors["depth.input"] * np.float32(1 << RESIDUAL_BITS - ACTIVATION_BITS)
         self._layers = [_Layer(config, tensors, f"layers.{i}") for i in range(config.layers)]
-        self._context, self._context_bias = _scaled(tensors, "context", WEIGHT_BITS)
-        self._hidden, self._hidden_bias = _scaled(tensors, "hidden", WEIGHT_BITS)
-        self._class, self._class_bias = _scaled(tensors, "class", WEIGHT_BITS)
-        self._member, self._member_bias = _scaled(tensors, "member", WEIGHT_BITS)
+        # Sums and hidden values end in a 1, by which weights take their bias along: one call less for each.
+        self._context = _with_bias(tensors, "context", one=True)[:-1], _with_bias(tensors, "context", one=True)[-1]
+        self._here, self._before = (list(np.pad(tensors[name].astype(np.float32), ((0, 0), (0, 0), (0, 1))))
+                                    for name in ("here", "before"))
+        self._depth_here, self._depth_before = (np.pad(tensors[name].astype(np.float32), ((0, 0), (0, 1)))
+                                                for name in ("depth.here", "depth.before"))
+        self._depth_hidden = _with_bias(tensors, "depth.hidden", one=True)
+        self._depth_class = _with_bias(tensors, "depth.class")
+        self._hidden = list(_with_bias(tensors, "hidden", one=True))
+        self._class = list(_with_bias(tensors, "class"))
+        self._member = list(_with_bias(tensors, "member"))
         self._count_table = tensors["count_table"].astype(np.float64)
         if config.answer and self.answer() != config.answer:
             raise ModelError("the entropy model gives other tables on this machine than where it was made")
@@ -125,8 +145,11 @@ class EntropyModel:
         books, frames = self.config.num_books, self.config.window + 8
         numbers = np.arange(2 * books * frames, dtype=np.int64)
         codes = (numbers * 40_503 // 64 % BOOK_SIZE).reshape(2, books, frames)
-        tables, _ = self.tables(codes, np.array([books, 1]))
-        return hashlib.sha256(tables.astype("<i4").tobytes()).hexdigest()
+        depths = np.stack([np.full(frames, books), np.arange(frames) * 5 % min(DEPTHS, books + 1)])
+        digest = hashlib.sha256()
+        for tables, _ in self.tables(codes, depths, np.array([False, True])):
+            digest.update(tables.astype("<i4").tobytes())
+        return digest.hexdigest()
 
     def places(self, codes: np.ndarray) -> np.ndarray:
         """Codes (S, K, T) -> their places in the order of their book, (S, K, T)."""
@@ -136,86 +159,116 @@ class EntropyModel:
         """Places (S, K, T) -> codes (S, K, T)."""
         return self._codes[np.arange(places.shape[1])[:, None], places]
 
-    def tables(self, codes: np.ndarray, num_books: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def tables(self, codes: np.ndarray, depths: np.ndarray, is_told: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
         """All tables of sequences whose codes are known, and which entry of each was taken.
 
-        Codes int64 (S, K, T), of which sequence s has the first `num_books[s]` books -> counts of every code's class
-        and member, float64 (S, T, K, 2, 32), and symbols, int32 (S, T, K, 2). Books that are not there get counts
-        that mean nothing.
+        Codes int64 (S, K, T), of which each frame uses the first depths (S, T), -1 where a sequence has no more frames;
+        is_told (S,): whether the depths are coded too. For each sequence, in the order of coding: frame by frame, the
+        depth if it is told, then class and member of each code -> counts float64 (n, 32) and symbols int32 (n,).
         """
         sequences, books, frames = codes.shape
-        places = self.places(codes)
-        symbols = np.stack(np.divmod(places, MEMBERS), -1).transpose(0, 2, 1, 3).astype(np.int32)
-        tables = np.empty((sequences, frames, books, 2, CLASSES))
-        previous = np.full_like(places, ABSENT)
-        previous[:, :, 1:] = places[:, :, :-1]
-        state = self.start(num_books)
-        for first in range(0, frames, _BLOCK):
-            block = slice(first, min(first + _BLOCK, frames))
-            shape = sequences, block.stop - first, CLASSES
-            sums = self.contexts(state, previous[:, :, block]).reshape(-1, self.config.head_width)
-            for k in range(books):
-                here = places[:, k, block].ravel()
-                hidden = self.hidden(k, sums, previous[:, k, block].ravel())
-                tables[:, block, k, 0] = self.class_counts(k, hidden).reshape(shape)
-                tables[:, block, k, 1] = self.member_counts(k, hidden, here // MEMBERS).reshape(shape)
-                self.add(k, sums, here)
-        return tables, symbols
+        is_coded = np.repeat(np.arange(books), 2) < depths[..., None]
+        is_coded = np.concatenate([(is_told[:, None] & (depths >= 0))[..., None], is_coded], 2)     # (S, T, 1 + 2 K)
+        symbols = np.empty(is_coded.shape, np.int32)
+        tables = np.empty((*is_coded.shape, CLASSES))
+        for at, (counted, chosen) in enumerate(self._walk(codes, depths, is_told)):
+            tables[:, :, at] = counted.reshape(sequences, frames, CLASSES)
+            symbols[:, :, at] = chosen
+        return [(rows[coded], taken[coded]) for rows, taken, coded in zip(tables, symbols, is_coded)]
 
     def cost(self, codes: np.ndarray) -> np.ndarray:
-        """Estimate the bits that codes (S, K, T) take: float64 (S, K), for each sequence and book.
+        """Estimate the bits of sequences' codes (S, K, T) where all frames have K books: float64 (S, K).
 
         The first n books of a sequence take the sum of the first n, whatever K is, if n is `context_books` or more.
         """
-        bits = np.empty(codes.shape[:2])
+        bits = np.zeros(codes.shape[:2])
         for i in range(0, len(codes), _TOGETHER):
             group = codes[i:i + _TOGETHER]
-            tables, symbols = self.tables(group, np.full(len(group), codes.shape[1]))
-            chosen = np.take_along_axis(tables, symbols[..., None].astype(np.int64), -1)[..., 0]
-            bits[i:i + _TOGETHER] = np.log2(TOTAL / (chosen + 1)).sum((1, 3))
+            depths = np.full((len(group), codes.shape[2]), codes.shape[1])
+            for at, (counted, chosen) in enumerate(self._walk(group, depths, np.zeros(len(group), bool))):
+                if at:
+                    found = np.take_along_axis(counted, chosen.reshape(-1, 1), 1).reshape(chosen.shape)
+                    bits[i:i + _TOGETHER, (at - 1) // 2] += np.log2(TOTAL / (found + 1)).sum(1)
         return bits
 
-    def start(self, num_books: np.ndarray) -> State:
-        """The state before the first frame of sequences that have so many books each (S,)."""
-        return State(self.config, num_books)
+    def _walk(self, codes: np.ndarray, depths: np.ndarray,
+              is_told: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """For depths, and for each book's classes and members: counts (S T, 32), and what was taken (S, T)."""
+        places = self.places(codes)
+        told = np.where(is_told[:, None] & (depths >= 0), depths, UNTOLD)
+        last, last_told = np.full_like(places, ABSENT), np.full_like(told, UNTOLD)
+        last[:, :, 1:] = np.where(np.arange(codes.shape[1])[:, None] < depths[:, None], places, ABSENT)[:, :, :-1]
+        last_told[:, 1:] = told[:, :-1]
+        state = self.start(len(codes))
+        sums = np.empty((len(codes), codes.shape[2], self.config.head_width + 1), np.float32)
+        for first in range(0, codes.shape[2], _BLOCK):
+            block = slice(first, first + _BLOCK)
+            sums[:, block] = self.contexts(state, last[:, :, block], last_told[:, block])
+        sums = sums.reshape(-1, sums.shape[2])
+        yield self.depth_counts(sums, last_told.ravel()), depths.clip(0, DEPTHS - 1)
+        self.add_depth(sums, told.ravel())
+        for k in range(codes.shape[1]):
+            here = places[:, k].ravel()
+            hidden = self.hidden(k, sums, last[:, k].ravel())
+            classes, members = np.divmod(places[:, k], MEMBERS)
+            yield self.class_counts(k, hidden), classes
+            yield self.member_counts(k, hidden, classes.ravel()), members
+            self.add(k, sums, here)
 
-    def contexts(self, state: State, previous: np.ndarray) -> np.ndarray:
-        """Go on by n frames, given the places before each (S, K, n) -> what their books start from (S, n, E)."""
-        x = np.zeros((len(previous), previous.shape[2], self.config.width))
-        for k, table in enumerate(self._input[:previous.shape[1]]):
-            x += table.take(np.where(state.num_books[:, None] > k, previous[:, k], ABSENT), 0)
-        for table in self._input[previous.shape[1]:]:
-            x += table[ABSENT]
-        x *= 1 << RESIDUAL_BITS - ACTIVATION_BITS
-        end = state.frame + previous.shape[2]
+    def start(self, sequences: int) -> State:
+        """The state before the first frame of so many sequences."""
+        return State(self.config, sequences)
+
+    def contexts(self, state: State, last: np.ndarray, last_told: np.ndarray) -> np.ndarray:
+        """Go on by n frames, given the places (S, K, n) and the depth (S, n) before each, or ABSENT and UNTOLD.
+
+        Returns what their books start from, float32 (S, n, E). E is `head_width` and one more; what lies in there is
+        the business of `hidden`, `add` and their like.
+        """
+        sequences, _, frames = last.shape
+        rows = np.full((sequences, len(self._input_starts), frames), ABSENT)
+        seen = last[:, :rows.shape[1]]
+        rows[:, :seen.shape[1]] = seen
+        rows += self._input_starts
+        x = np.add.reduce(self._input.take(rows, 0), 1, np.float64)
+        x += self._depth_input.take(last_told, 0)
+        x = x.reshape(sequences * frames, -1)
+        end = state.frame + frames
         for layer, keys, values in zip(self._layers, state.keys, state.values):
             x += layer(x, keys[:, :, :end], values[:, :, :end], state.frame)
         state.frame = end
-        return _rounded(_normalised(x) @ self._context + self._context_bias)
+        weights, bias = self._context
+        return _rounded(_normalised(x) @ weights + bias).reshape(sequences, frames, -1)
+
+    def depth_counts(self, sums: np.ndarray, last_told: np.ndarray) -> np.ndarray:
+        """Context (N, E), and depths a frame ago or UNTOLD (N,) -> counts of the depths (N, 32)."""
+        inputs = _limited(sums + self._depth_before.take(last_told, 0), _LOWEST)
+        return counts(_limited(_rounded(inputs @ self._depth_hidden), _ZERO) @ self._depth_class, self._count_table)
+
+    def add_depth(self, sums: np.ndarray, told: np.ndarray) -> None:
+        """Add the frames' depths, or UNTOLD, (N,) to the sums (N, E) that books start from."""
+        sums += self._depth_here.take(told, 0)
 
     def hidden(self, book: int, sums: np.ndarray, previous: np.ndarray) -> np.ndarray:
         """Context plus earlier books (N, E), and this book's places a frame ago (N,) -> hidden values (N, H)."""
-        past = self._before[book].take(previous, 0) if book < self.config.detailed_books else 0
-        inputs = _limited(sums + past, -LIMIT)
-        return _limited(_rounded(inputs @ self._hidden[book] + self._hidden_bias[book]), 0)
+        inputs = sums + self._before[book].take(previous, 0) if book < self.config.detailed_books else sums.copy()
+        return _limited(_rounded(_limited(inputs, _LOWEST) @ self._hidden[book]), _ZERO)
 
     def class_counts(self, book: int, hidden: np.ndarray) -> np.ndarray:
         """Hidden values (N, H) -> counts of the classes (N, 32)."""
-        return counts(hidden @ self._class[book] + self._class_bias[book], self._count_table)
+        return counts(hidden @ self._class[book], self._count_table)
 
     def member_counts(self, book: int, hidden: np.ndarray, classes: np.ndarray) -> np.ndarray:
         """Hidden values (N, H) and classes (N,) -> counts of the members of each one's class (N, 32)."""
         if book >= self.config.detailed_books:
             return np.full((len(hidden), MEMBERS), TOTAL // MEMBERS - 1, np.float64)
+        weights = self._member[book]
         if len(hidden) <= _FEW_ROWS:
-            scores = (hidden[:, None] @ self._member[book].take(classes, 0))[:, 0]
-        else:
-            scores = np.empty((len(hidden), MEMBERS), np.float32)
-            ends = np.cumsum(np.bincount(classes, minlength=CLASSES))
-            groups = np.split(np.argsort(classes, kind="stable"), ends[:-1])
-            for rows, weights in zip(groups, self._member[book]):
-                scores[rows] = hidden[rows] @ weights
-        scores += self._member_bias[book].take(classes, 0)
+            return counts((hidden[:, None] @ weights.take(classes, 0))[:, 0], self._count_table)
+        order = np.argsort(classes.astype(np.uint8), kind="stable")
+        ends = np.cumsum(np.bincount(classes, minlength=CLASSES))
+        scores = np.empty((len(hidden), MEMBERS), np.float32)
+        scores[order] = np.concatenate([rows @ part for rows, part in zip(np.split(hidden[order], ends[:-1]), weights)])
         return counts(scores, self._count_table)
 
     def add(self, book: int, sums: np.ndarray, places: np.ndarray) -> None:
@@ -239,22 +292,22 @@ class _Layer:
         self.biases = lru_cache(8)(self._biases)
 
     def __call__(self, x: np.ndarray, keys: np.ndarray, values: np.ndarray, start: int) -> np.ndarray:
-        """Residual values (S, n, D) of the frames from `start` on -> what to add to them.
+        """Residual values (S n, D) of the frames from `start` on -> what to add to them.
 
         Keys and values (S, heads, start + n, D / heads) are known up to `start`, and filled in from there.
         """
-        sequences, frames, width = x.shape
+        sequences, heads, end, _ = keys.shape
         inner = _limited(_rounded(_normalised(x) @ self.first + self.first_bias), self.lowest)
-        by_head = inner[..., :3 * width].reshape(sequences, frames, 3, self.heads, -1)
+        by_head = inner[:, :3 * self.width].reshape(sequences, end - start, 3, heads, -1)
         queries, new_keys, values[:, :, start:] = by_head.transpose(2, 0, 3, 1, 4)
         np.multiply(new_keys, ATTENTION_STEPS * ATTENTION_SCALE / 4 ** ACTIVATION_BITS, out=keys[:, :, start:])
         reach = max(0, start + 1 - self.window)
-        scores = queries @ keys[:, :, reach:].swapaxes(2, 3) + self.biases(frames, keys.shape[2] - reach)
-        distance = scores.max(-1, keepdims=True) - scores
+        scores = queries @ keys[:, :, reach:].swapaxes(2, 3) + self.biases(end - start, end - reach)
+        distance = np.maximum.reduce(scores, -1, keepdims=True) - scores
         weights = self.table.take(distance.astype(np.intp), mode="clip")
-        attended = _rounded(weights @ values[:, :, reach:] / weights.sum(-1, keepdims=True))
-        inner[..., 2 * width:3 * width] = attended.swapaxes(1, 2).reshape(sequences, frames, width)
-        return _rounded(inner[..., 2 * width:] @ self.second + self.second_bias)
+        attended = _rounded(weights @ values[:, :, reach:] / np.add.reduce(weights, -1, keepdims=True))
+        inner[:, 2 * self.width:3 * self.width] = attended.swapaxes(1, 2).reshape(len(x), -1)
+        return _rounded(inner[:, 2 * self.width:] @ self.second + self.second_bias)
 
     def _biases(self, frames: int, reach: int) -> np.ndarray:
         """What the last `frames` of `reach` frames add to their scores of all of these: (heads, frames, reach)."""
@@ -272,24 +325,24 @@ def counts(scores: np.ndarray, table: np.ndarray) -> np.ndarray:
     [[7190235, 7190234, 2396744]]
     """
     weights = table.take(scores.astype(np.intp), mode="clip")
-    total = weights.sum(-1, keepdims=True)
-    to_share = TOTAL - scores.shape[-1]
+    total = np.add.reduce(weights, 1, keepdims=True)
+    to_share = TOTAL - scores.shape[1]
     weights *= to_share
     weights /= total
     result = np.floor(weights, out=weights)
-    result[:, 0] += to_share - result.sum(-1)
+    result[:, 0] += to_share - np.add.reduce(result, 1)
     return result
 
 
 def _normalised(x: np.ndarray) -> np.ndarray:
-    """Integers (..., D), float64, scaled to a root mean square of 1.0, as activations in float32."""
-    squares = np.einsum("...d,...d->...", x, x)[..., None] + 1
+    """Integers (N, D), float64, scaled to a root mean square of 1.0, as activations in float32."""
+    squares = np.einsum("nd,nd->n", x, x)[:, None] + 1
     root = np.floor(np.sqrt(squares))
     root -= root * root > squares
     root += (root + 1) ** 2 <= squares
     x = x * _gain(x.shape[-1])
     x /= root
-    return _limited(_rounded(x).astype(np.float32), -LIMIT)
+    return _limited(_rounded(x).astype(np.float32), _LOWEST)
 
 
 @cache
@@ -303,10 +356,10 @@ def _rounded(x: np.ndarray) -> np.ndarray:
     return np.rint(x, out=x)
 
 
-def _limited(x: np.ndarray, lowest: np.ndarray | int) -> np.ndarray:
+def _limited(x: np.ndarray, lowest: np.ndarray) -> np.ndarray:
     """Keep activations within their limits, in place."""
     np.maximum(x, lowest, out=x)
-    return np.minimum(x, LIMIT, out=x)
+    return np.minimum(x, _HIGHEST, out=x)
 
 
 def _scaled(tensors: dict[str, np.ndarray], name: str, bits: int) -> tuple[np.ndarray, np.ndarray]:
@@ -314,8 +367,23 @@ def _scaled(tensors: dict[str, np.ndarray], name: str, bits: int) -> tuple[np.nd
 
     A product then comes out requantised but for the rounding, and as exact: an integer below 2**24 over that power.
     """
-    weights = tensors[name].swapaxes(-1, -2) * np.float32(2.0 ** -bits)
-    return np.ascontiguousarray(weights), tensors[f"{name}_bias"] * np.float32(2.0 ** -bits)
+    weights, bias = (tensor.astype(np.float32) * np.float32(2.0 ** -bits)
+                     for tensor in (tensors[name], tensors[f"{name}_bias"]))
+    return np.ascontiguousarray(weights.swapaxes(-1, -2)), bias
+
+
+def _with_bias(tensors: dict[str, np.ndarray], name: str, one: bool = False) -> np.ndarray:
+    """Weights (..., out, in) -> (..., in + 1, out), of which the last row is the bias: for inputs that end in a 1.
+
+    one: let the outputs end in a 1 as well.
+    """
+    weights, bias = _scaled(tensors, name, WEIGHT_BITS)
+    weights = np.concatenate([weights, bias[..., None, :]], -2)
+    if not one:
+        return weights
+    weights = np.pad(weights, (*[(0, 0)] * (weights.ndim - 1), (0, 1)))
+    weights[..., -1, -1] = 1
+    return weights
 
 
 def _check(config: EntropyConfig, tensors: dict[str, np.ndarray]) -> None:

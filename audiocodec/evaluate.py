@@ -1,117 +1,26 @@
-"""Run codecs over clips of a folder of recordings, score what comes back, and sum it up: the room behind `nac eval`."""
+"""Run codecs over clips, score what comes back, and sum it up: the room behind `nac eval`."""
 
 import hashlib
 import math
 import os
-import random
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, partial
-from itertools import zip_longest
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
-import click
 import numpy as np
 import soundfile
 
 from audiocodec import metrics, peers, plots, report_html, scores
+from audiocodec.clips import Clip
 from audiocodec.errors import NacError
 from audiocodec.peers import SAMPLE_RATE, Codec
 from audiocodec.scores import METRICS, Row
 
-KINDS = ("speech", "music", "sfx")  # names of folders that say what is in them
-MIN_SECONDS, MAX_SECONDS = 8, 12
-_SILENCE = 1e-3  # RMS under which a clip is left out: 60 dB under full scale
-_ENDINGS = {".wav", ".flac", ".ogg", ".opus", ".mp3"}
 _HEARD = 3  # clips of each kind that the report plays
-
-
-@dataclass(frozen=True)
-class Clip:
-    """A piece of a reference recording."""
-
-    name: str
-    kind: str  # one of KINDS, or "other"
-    samples: np.ndarray  # float32 (N,) at SAMPLE_RATE
-
-    @cached_property
-    def identity(self) -> str:
-        """The start of the SHA-256 of its samples."""
-        return hashlib.sha256(self.samples.tobytes()).hexdigest()[:12]
-
-
-# Clips
-
-
-def choose_clips(folder: Path, kind: str, count: int) -> list[Clip]:
-    """Up to `count` clips of 8 to 12 s from the files of one kind in a tree, the same ones every time.
-
-    A file's kind is its nearest folder's whose name is in KINDS, else "other". Files under 8 s are joined
-    with others of their folder; of longer ones the middle 10 s are taken. Folders take turns, and near-silent
-    clips are passed over.
-    """
-    groups: dict[Path, list[Path]] = {}
-    for path in sorted(folder.resolve().rglob("*")):
-        if path.suffix.lower() in _ENDINGS and _kind(path) == kind:
-            groups.setdefault(path.parent, []).append(path)
-    turns = [part for parts in zip_longest(*map(_plan_clips, groups.values())) for part in parts if part]
-    clips = []
-    for parts in turns:
-        if len(clips) == count:
-            break
-        try:
-            samples = _load_clip(parts)
-        except soundfile.LibsndfileError as error:
-            _skip(parts, error)
-            continue
-        if np.sqrt(np.mean(np.square(samples))) >= _SILENCE:
-            clips.append(Clip(f"{parts[0].parent.name}/{parts[0].stem}", kind, samples))
-    return clips
-
-
-def _kind(path: Path) -> str:
-    return next((name for name in reversed(path.parent.parts) if name in KINDS), "other")
-
-
-def _plan_clips(paths: list[Path]) -> list[list[Path]]:
-    """The files of one folder -> the files of each clip, in an order that mixes the folder's files."""
-    plans, short, total = [], [], 0.0
-    for path in paths:
-        try:
-            seconds = soundfile.info(path).duration
-        except soundfile.LibsndfileError as error:
-            _skip([path], error)
-            continue
-        if seconds >= MIN_SECONDS:
-            plans.append([path])
-            continue
-        short.append(path)
-        total += seconds
-        if total >= MIN_SECONDS:
-            plans.append(short)
-            short, total = [], 0.0
-    random.Random(0).shuffle(plans)
-    return plans
-
-
-def _skip(paths: list[Path], error: soundfile.LibsndfileError) -> None:
-    click.echo(f"{', '.join(map(str, paths))}: skipped: {error.error_string}", err=True)
-
-
-def _load_clip(paths: list[Path]) -> np.ndarray:
-    """Samples (N,) at SAMPLE_RATE, mono: the middle of one file, or several files one after another."""
-    parts = [_load_middle(path, 10) for path in paths]
-    return np.concatenate(parts)[:MAX_SECONDS * SAMPLE_RATE]
-
-
-def _load_middle(path: Path, seconds: float) -> np.ndarray:
-    with soundfile.SoundFile(path) as file:
-        wanted = min(file.frames, round(seconds * file.samplerate))
-        file.seek((file.frames - wanted) // 2)
-        samples = file.read(wanted, dtype="float32", always_2d=True).mean(axis=1)
-        return metrics.resample(samples, file.samplerate, SAMPLE_RATE)
 
 
 # Scores
@@ -232,19 +141,17 @@ def score_clips(clips: list[Clip], codecs: list[Codec], names: list[str], jobs: 
                 cache: scores.Cache | None = None, shelf: _Shelf | None = None) -> Iterator[Row]:
     """Yield one row for each clip and codec, in order; names are keys of METRICS.
 
-    With jobs > 1, so many processes share the clips. What the cache has is taken from there, and new rows go into it.
+    With jobs > 1, so many processes share the work. What the cache has is taken from there, and new rows go into it.
     """
-    known = [[_cached(clip, codec, names, cache, shelf) for codec in codecs] for clip in clips]
-    tasks = [(clip, [codec for codec, row in zip(codecs, rows) if row is None]) for clip, rows in zip(clips, known)]
-    made = _score_all([task for task in tasks if task[1]], names, jobs, shelf)
-    for (_, missing), rows in zip(tasks, known):
-        fresh = iter(next(made) if missing else [])
-        for row in rows:
-            if row is None:
-                row = next(fresh)
-                if cache:
-                    cache.add([row])
-            yield row
+    tasks = [(clip, codec) for clip in clips for codec in codecs]
+    known = [_cached(clip, codec, names, cache, shelf) for clip, codec in tasks]
+    made = _score_all([task for task, row in zip(tasks, known) if row is None], names, jobs, shelf)
+    for row in known:
+        if row is None:
+            row = next(made)
+            if cache:
+                cache.add([row])
+        yield row
 
 
 def _cached(clip: Clip, codec: Codec, names: list[str], cache: scores.Cache | None, shelf: _Shelf | None) -> Row | None:
@@ -256,36 +163,36 @@ def _cached(clip: Clip, codec: Codec, names: list[str], cache: scores.Cache | No
     return {"clip": clip.name} | about
 
 
-def _score_all(tasks: list[tuple[Clip, list[Codec]]], names: list[str], jobs: int,
-               shelf: _Shelf | None) -> Iterator[list[Row]]:
-    score = partial(_score_clip, names, shelf)
+def _score_all(tasks: list[tuple[Clip, Codec]], names: list[str], jobs: int, shelf: _Shelf | None) -> Iterator[Row]:
+    score = partial(_score, names, shelf)
     if jobs == 1:
         yield from map(score, tasks)
         return
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the workers; processes are the better threads here
-    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
+    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_leave_interrupts_to_the_parent)
     try:
         yield from pool.map(score, tasks)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _score_clip(names: list[str], shelf: _Shelf | None, task: tuple[Clip, list[Codec]]) -> list[Row]:
-    clip, codecs = task
-    rows = []
-    for codec in codecs:
-        data = codec.encode(clip.samples)
-        decoded = _fit(codec.decode(data), len(clip.samples))
-        row: Row = {"clip": clip.name, "kind": clip.kind, "codec": codec.name}
-        row["kbps"] = len(data) * 8 / 1000 / (len(clip.samples) / SAMPLE_RATE)
-        for name in names:
-            score = METRICS[name].scores.get(clip.kind) or METRICS[name].scores.get("")
-            row[name] = score(clip.samples, decoded, SAMPLE_RATE) if score else math.nan
-        if path := shelf.path(clip, codec) if shelf else None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            soundfile.write(path, decoded, SAMPLE_RATE, subtype="PCM_16")
-        rows.append(row | {"clip_id": clip.identity, "identity": codec.identity})
-    return rows
+def _leave_interrupts_to_the_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _score(names: list[str], shelf: _Shelf | None, task: tuple[Clip, Codec]) -> Row:
+    clip, codec = task
+    data = codec.encode(clip.samples)
+    decoded = _fit(codec.decode(data), len(clip.samples))
+    row: Row = {"clip": clip.name, "kind": clip.kind, "codec": codec.name}
+    row["kbps"] = len(data) * 8 / 1000 / (len(clip.samples) / SAMPLE_RATE)
+    for name in names:
+        score = METRICS[name].scores.get(clip.kind) or METRICS[name].scores.get("")
+        row[name] = score(clip.samples, decoded, SAMPLE_RATE) if score else math.nan
+    if path := shelf.path(clip, codec) if shelf else None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, decoded, SAMPLE_RATE, subtype="PCM_16")
+    return row | {"clip_id": clip.identity, "identity": codec.identity}
 
 
 def _fit(samples: np.ndarray, length: int) -> np.ndarray:

@@ -12,10 +12,12 @@ def describe_file(path: Path) -> dict:
     Raises FormatError when these are damaged, OSError when the file cannot be read.
     """
     with open(path, "rb") as file:
-        reader = container.Reader(file)
-        trailer = reader.find_trailer()
-        num_bytes = os.fstat(file.fileno()).st_size
-    header = reader.header
+        return describe(container.Reader(file), os.fstat(file.fileno()).st_size, path)
+
+
+def describe(reader: container.Reader, num_bytes: int, path: Path) -> dict:
+    """Describe an open .nac file of so many bytes. Raises FormatError."""
+    header, trailer = reader.header, reader.find_trailer()
     seconds = trailer.num_samples / header.sample_rate
     tags: dict[str, list[str]] = {}
     for name, text in reader.tags:
@@ -30,8 +32,10 @@ def describe_file(path: Path) -> dict:
         "sample_rate": header.sample_rate,
         "channels": header.channels,
         "num_samples": trailer.num_samples,
+        "part_from": header.origin.samples / header.sample_rate if header.origin else None,
         "subtype": header.subtype,
         "codebooks": header.codebooks,
+        "codebooks_vary": header.has_depths,
         "entropy_coded": header.entropy_coded,
         "segments": len(trailer.sizes),
         "weights": header.weights_id.hex(),

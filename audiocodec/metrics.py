@@ -4,8 +4,12 @@ All take the reference and the decoded samples, float32 (N,) of equal length, an
 Some need an optional package, and raise NacError where it is missing.
 """
 
+import contextlib
 import functools
 import math
+import os
+import sys
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -128,10 +132,25 @@ def _visqol(mode: str, rate: int, reference: np.ndarray, decoded: np.ndarray, sa
 def _visqol_api(mode: str):
     api = _optional("visqol", "visqol-python[lattice]").VisqolApi()
     try:
-        api.create(mode=mode, use_lattice_model=mode == "speech")
+        with _quiet_libraries():
+            api.create(mode=mode, use_lattice_model=mode == "speech")
     except ImportError:
         raise NacError("this score needs a package: pip install 'visqol-python[lattice]'") from None
     return api
+
+
+@contextlib.contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Keep from standard error what libraries say there themselves: the lattice model's tells of its delegate."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 @functools.cache

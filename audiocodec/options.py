@@ -1,8 +1,12 @@
-"""Options that take lists, for `nac eval` and `nac bench`. Imports click alone, so that `nac --help` stays quick."""
+"""Options that take lists, for `nac eval` and `nac bench`. Imports little, so that `nac --help` stays quick."""
 
+import importlib
 import re
+from pathlib import Path
 
 import click
+
+from audiocodec import limits
 
 METRICS = ("mel", "si_sdr", "pesq", "stoi", "visqol")  # as in scores.py and peers.py; a test ties them together
 PEERS = ("opus", "mp3")
@@ -31,17 +35,44 @@ def numbers(context, parameter, text: str) -> list[float]:
 
 def rates(context, parameter, text: str) -> list[float]:
     """Rates at which nac can code, in kbps, one at least."""
-    found = numbers(context, parameter, text)
-    if not found or not all(0.75 <= kbps <= 48 for kbps in found):
-        raise click.BadParameter(f"{text!r}; expected numbers from 0.75 to 48")
-    return found
+    return _within(limits.MIN_KBPS, limits.MAX_KBPS, numbers(context, parameter, text), text)
+
+
+def optional_rates(context, parameter, text: str) -> list[float]:
+    """As `rates`, or none."""
+    return rates(context, parameter, text) if text.strip() else []
+
+
+def lengths(context, parameter, text: str) -> list[float]:
+    """Of clips in seconds, one at least."""
+    return _within(1, 3600, numbers(context, parameter, text), text)
+
+
+def _within(least: float, most: float, found: list[float], text: str) -> list[float]:
+    if not found or not all(least <= number <= most for number in found):
+        raise click.BadParameter(f"{text!r}; expected numbers from {least:g} to {most:g}")
+    return list(dict.fromkeys(found))
+
+
+def picture(context, parameter, path: Path | None) -> Path | None:
+    """A PNG that can be drawn, found out before the hours that lead up to it."""
+    if path is None:
+        return None
+    if path.suffix.lower() != ".png" or not path.parent.is_dir():
+        raise click.BadParameter(f"'{path}'; expected a name that ends in .png, in a folder that exists")
+    try:
+        importlib.import_module("matplotlib")
+    except ImportError:
+        raise click.UsageError("A picture needs a package: pip install matplotlib") from None
+    return path
 
 
 def counts(context, parameter, text: str) -> list[int]:
-    try:
-        return [int(number) for number in text.split(",") if number]
-    except ValueError:
-        raise click.BadParameter(f"{text!r}; expected whole numbers with commas between them") from None
+    """Numbers of codebooks, or none."""
+    found = numbers(context, parameter, text)
+    if not all(number.is_integer() for number in found):
+        raise click.BadParameter(f"{text!r}; expected whole numbers with commas between them")
+    return [int(number) for number in _within(1, limits.MAX_BOOKS, found, text)] if found else []
 
 
 def peers(context, parameter, texts: tuple[str, ...]) -> list[tuple[str, float]]:
@@ -52,7 +83,7 @@ def peers(context, parameter, texts: tuple[str, ...]) -> list[tuple[str, float]]
         if name not in PEERS or not rates:
             raise click.BadParameter(f"{text!r}; expected {' or '.join(f'{peer}:KBPS,KBPS,...' for peer in PEERS)}")
         found += [(name, kbps) for kbps in numbers(context, parameter, rates)]
-    return found
+    return list(dict.fromkeys(found))
 
 
 def kinds(context, parameter, text: str) -> list[str]:
@@ -64,7 +95,7 @@ def metrics(context, parameter, text: str | None) -> list[str] | None:
 
 
 def _names(text: str, allowed: tuple[str, ...]) -> list[str]:
-    names = text.split(",")
+    names = list(dict.fromkeys(text.split(",")))
     unknown = [name for name in names if name not in allowed]
     if unknown:
         raise click.BadParameter(f"{unknown[0]!r}; expected some of {','.join(allowed)}")

@@ -80,13 +80,17 @@ def open_input(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def open_reader(path: Path, raw: RawFormat | None = None) -> Iterator["audio.AudioReader | PcmReader"]:
-    """Yield a reader of audio. Raises AudioError for what it cannot read, NacError for what cannot be opened."""
+def open_reader(path: Path, raw: RawFormat | None = None,
+                is_live: bool = False) -> Iterator["audio.AudioReader | PcmReader"]:
+    """Yield a reader of audio; from a live pipe, one that gives what has come without waiting for more.
+
+    Raises AudioError for what it cannot read, NacError for what cannot be opened.
+    """
     if raw:
         with open_input(path) as file:
-            yield PcmReader(file, path, raw.sample_rate, raw.channels, raw.subtype)
+            yield PcmReader(file, path, raw.sample_rate, raw.channels, raw.subtype, is_live=is_live)
     elif is_pipe(path):
-        with open_input(path) as file, _open_stream(file, path) as reader:
+        with open_input(path) as file, _open_stream(file, path, is_live) as reader:
             yield reader
     else:
         with audio.AudioReader(path) as reader:
@@ -94,12 +98,14 @@ def open_reader(path: Path, raw: RawFormat | None = None) -> Iterator["audio.Aud
 
 
 @contextlib.contextmanager
-def _open_stream(file: BinaryIO, path: Path) -> Iterator["audio.AudioReader | PcmReader"]:
+def _open_stream(file: BinaryIO, path: Path, is_live: bool = False) -> Iterator["audio.AudioReader | PcmReader"]:
     source = _Remembering(file)
-    reader = _read_wav_header(source, path)
+    reader = _read_wav_header(source, path, is_live)
     if reader:
         yield reader
         return
+    if is_live:
+        raise AudioError(f"{path}: not a WAV stream; --live takes that, or raw samples with --raw")
     with tempfile.NamedTemporaryFile(prefix="nac-") as copy:
         copy.write(source.seen)
         shutil.copyfileobj(file, copy)
@@ -124,16 +130,17 @@ class _Remembering:
 class PcmReader:
     """A stream of uncompressed samples, with the attributes of audio.AudioReader.
 
-    num_bytes: of samples; None: all to the end. Raises AudioError for layouts that nac does not support.
+    num_bytes: of samples; None: all to the end. is_live: blocks do not wait until they are full.
+    Raises AudioError for layouts that nac does not support.
     """
 
     def __init__(self, file, path: Path, sample_rate: int, channels: int, subtype: str,
-                 num_bytes: int | None = None, tags: audio.Tags = ()):
+                 num_bytes: int | None = None, tags: audio.Tags = (), is_live: bool = False):
         try:
             audio.check_layout(sample_rate, channels)
         except AudioError as error:
             raise AudioError(f"{path}: {error}") from None
-        self._file = file
+        self._read = file.read1 if is_live else file.read
         self._frame_size = _WIDTHS[subtype] * channels
         self.path, self.sample_rate, self.channels, self.subtype, self.tags = path, sample_rate, channels, subtype, tags
         self.num_samples = None if num_bytes is None else num_bytes // self._frame_size
@@ -143,13 +150,14 @@ class PcmReader:
         return audio.checked_blocks(self._pieces(min(num_frames, self.sample_rate)), self.path, self.num_samples)
 
     def _pieces(self, num_frames: int) -> Iterator[np.ndarray]:
-        done = 0
+        done, rest = 0, b""     # a live pipe may break off within a sample
         while self.num_samples is None or done < self.num_samples:
             wanted = num_frames if self.num_samples is None else min(num_frames, self.num_samples - done)
-            data = self._file.read(wanted * self._frame_size)
-            data = data[:len(data) - len(data) % self._frame_size]
+            data = self._read(wanted * self._frame_size - len(rest))
             if not data:
                 break
+            whole = len(rest + data) // self._frame_size * self._frame_size
+            data, rest = (rest + data)[:whole], (rest + data)[whole:]
             samples = _to_float(data, self.subtype).reshape(-1, self.channels)
             done += len(samples)
             yield samples
@@ -169,7 +177,7 @@ def _to_float(data: bytes, subtype: str) -> np.ndarray:
     return (steps / 2.0**(8 * steps.itemsize - 1)).astype(np.float32)
 
 
-def _read_wav_header(file: _Remembering, path: Path) -> PcmReader | None:
+def _read_wav_header(file: _Remembering, path: Path, is_live: bool) -> PcmReader | None:
     """Read a WAV file up to its samples; None for other formats, and for kinds of WAV that only libsndfile knows."""
     start = file.read(12)
     if not start:
@@ -182,8 +190,10 @@ def _read_wav_header(file: _Remembering, path: Path) -> PcmReader | None:
         if name == b"data":
             if layout is None:
                 return None
-            known = None if size >= _LEAST_UNKNOWN or size == 0 else size
-            return PcmReader(file.file, path, *layout, known, tags)
+            announced = int.from_bytes(start[4:8], "little")
+            is_last = len(file.seen) - 8 >= announced or announced >= _LEAST_UNKNOWN     # so 0 means: not known yet
+            known = None if size >= _LEAST_UNKNOWN or size == 0 and is_last else size
+            return PcmReader(file.file, path, *layout, known, tags, is_live)
         if size > _MAX_CHUNK:
             return None
         body = file.read(size + size % 2)
@@ -223,15 +233,20 @@ def _read_info(body: bytes) -> audio.Tags:
 # Writing
 
 class _Unbuffered:
-    """A pipe to write to: all at once, so that it is on its way."""
+    """A pipe to write to: all at once, so that it is on its way. Raises NacError, but BrokenPipeError as it is."""
 
-    def __init__(self, file: io.FileIO):
-        self._file = file
+    def __init__(self, file: io.FileIO, path: Path):
+        self._file, self._path = file, path
 
     def write(self, data: bytes) -> None:
         rest = memoryview(data)
-        while rest:
-            rest = rest[self._file.write(rest):]
+        try:
+            while rest:
+                rest = rest[self._file.write(rest):]
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise NacError(f"{self._path}: cannot be written: {(error.strerror or str(error)).lower()}") from None
 
 
 @contextlib.contextmanager
@@ -239,10 +254,10 @@ def open_output(path: Path, force: bool = False):
     """Yield something to write bytes to: a pipe, or a file that appears when the context ends without an error."""
     if str(path) == "-":
         with open(sys.stdout.fileno(), "wb", buffering=0, closefd=False) as file:
-            yield _Unbuffered(file)
+            yield _Unbuffered(file, path)
     elif is_pipe(path):
         with open(path, "wb", buffering=0) as file:
-            yield _Unbuffered(file)
+            yield _Unbuffered(file, path)
     else:
         with audio.atomic_output(path, force) as file:
             yield file

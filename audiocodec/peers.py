@@ -17,6 +17,8 @@ from audiocodec.errors import NacError
 
 SAMPLE_RATE = 24_000  # Hz, of all clips
 
+_MP3_RATES = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)  # for audio of 16 to 24 kHz
+_MP3_DELAY = 576  # samples by which lame's encoder is late
 _BROUGHT_BY = {"opusenc": "opus-tools", "opusdec": "opus-tools", "lame": "lame"}  # package of each program
 
 
@@ -52,7 +54,9 @@ def opus(kbps: float) -> Codec:
 
 
 def mp3(kbps: float) -> Codec:
-    """MP3 by the program lame, at a constant rate in kbps that the format has (8, 16, 24, 32, 40, 48, 56, 64, ...)."""
+    """MP3 by the program lame, at a constant rate in kbps; NacError for one that the format does not have."""
+    if kbps not in _MP3_RATES:
+        raise NacError(f"mp3 has no {kbps:g} kbps; it has {', '.join(map(str, _MP3_RATES))}")
     return Codec(f"mp3 {kbps:g}", partial(_mp3_encode, kbps), _mp3_decode, _version("lame", "--version"))
 
 
@@ -102,13 +106,17 @@ def _mp3_encode(kbps: float, samples: np.ndarray) -> bytes:
 
 
 def _mp3_decode(data: bytes) -> np.ndarray:
-    """lame takes its own delay away, and chooses a lower sample rate for low bit rates."""
+    """lame chooses a lower sample rate for low bit rates. It takes its own delay away if the file tells of it.
+
+    At low bit rates the tag that does so has no room in the first frame.
+    """
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder, "source.mp3"), Path(folder, "target.wav")
         source.write_bytes(data)
         _run("lame", "--quiet", "--decode", str(source), str(target))
         samples, sample_rate = soundfile.read(target, dtype="float32")
-        return metrics.resample(samples, sample_rate, SAMPLE_RATE)
+        is_tagged = b"Info" in data[:64]
+        return metrics.resample(samples[0 if is_tagged else _MP3_DELAY:], sample_rate, SAMPLE_RATE)
 
 
 @cache

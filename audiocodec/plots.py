@@ -17,20 +17,23 @@ def rate_curves(summary: list[Row], names: list[str]) -> bytes | None:
         return None
     from matplotlib.figure import Figure
 
-    kinds = list(dict.fromkeys(line["kind"] for line in summary))
-    figure = Figure((3.6 * len(names), 3.2 * len(kinds)), layout="constrained")
-    for panels, kind in zip(figure.subplots(len(kinds), len(names), squeeze=False), kinds):
-        for axes, name in zip(panels, names):
+    panels: dict[str, list[tuple[str, list[Row]]]] = {}  # of each kind, the scores that apply
+    for name in names:
+        for kind in dict.fromkeys(line["kind"] for line in summary):
             lines = [line for line in summary if line["kind"] == kind and math.isfinite(line[name])]
+            panels.setdefault(kind, []).extend([(name, lines)] if lines else [])
+    width = max(1, *map(len, panels.values()))
+    figure = Figure((3.6 * width, 3.2 * len(panels)), layout="constrained")
+    for row, (kind, drawn) in zip(figure.subplots(len(panels), width, squeeze=False), panels.items()):
+        for axes, (name, lines) in zip(row, drawn):
             _draw(axes, lines, name, f"{kind}: {METRICS[name].title}")
+        for axes in row[len(drawn):]:
+            axes.set_axis_off()
     return _png(figure)
 
 
 def _draw(axes, lines: list[Row], name: str, title: str) -> None:
     """One curve for each family of codecs, which are named after the first word of their names."""
-    if not lines:
-        axes.set_axis_off()
-        return
     for family in dict.fromkeys(_family(line["codec"]) for line in lines):
         points = sorted((line["kbps"], line[name], line[f"{name}_interval"])
                         for line in lines if _family(line["codec"]) == family)

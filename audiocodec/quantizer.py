@@ -5,6 +5,8 @@ Each stage quantizes what the stages before it left over; a decoder may stop aft
 stays silent at every rate and no stage can make things worse.
 """
 import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +23,12 @@ class ResidualQuantizer(nn.Module):
     def __init__(self, num_books: int, book_size: int, dim: int):
         super().__init__()
         self.register_buffer("codebooks", torch.zeros(num_books, book_size, dim))
+        self._books: list[_Book] | None = None
+
+    def freeze(self) -> "ResidualQuantizer":
+        """Prepare the codebooks for many searches; they must stay as they are from now on."""
+        self._books = list(map(_Book, self.codebooks))
+        return self
 
     def encode(self, latents: Tensor, num_books: int) -> Tensor:
         """Latents (B, D, T) -> codes (B, K, T): of each frame, a sum of entries that comes near.
@@ -29,8 +37,9 @@ class ResidualQuantizer(nn.Module):
         of the codes are good codes themselves. Entries are compared in the precision of the latents.
         """
         batch, _, frames = latents.shape
+        books = list(map(_Book, self.codebooks[:num_books])) if self._books is None else self._books[:num_books]
         rows = latents.transpose(1, 2).flatten(0, 1)
-        codes = torch.cat([_search(part, self.codebooks[:num_books]) for part in rows.split(_FRAMES)])
+        codes = torch.cat(_mapped(lambda part: _search(part, books), rows.tensor_split(-(-len(rows) // _FRAMES) or 1)))
         return codes.reshape(batch, frames, num_books).transpose(1, 2)
 
     def decode(self, codes: Tensor) -> Tensor:
@@ -44,32 +53,65 @@ def nearest(vectors: Tensor, book: Tensor) -> Tensor:
     return (vectors @ book.T - book.square().sum(-1) / 2).argmax(-1)
 
 
-def _search(vectors: Tensor, books: Tensor) -> Tensor:
-    """Vectors (N, D), books (K, V, D) -> codes (N, K)."""
-    residuals = vectors[:, None]                                            # (N, beam, D)
-    codes = vectors.new_zeros((len(vectors), 1, 0), dtype=torch.long)       # (N, beam, books so far)
+class _Book:
+    """One codebook, ready to be searched."""
+
+    def __init__(self, entries: Tensor):
+        self.entries = entries                                                  # (V, D)
+        rough = entries.float()
+        # (x, -|x|^2 / 2, 1) times (entry, 1, -|entry|^2 / 2) is minus half of their squared distance.
+        self._columns = torch.cat([rough, torch.ones_like(rough[:, :1]), _half_power(rough)], 1).T
+        self._group = math.gcd(len(entries), _GROUP)
+
+    def candidates(self, rests: Tensor, rows: int) -> Tensor:
+        """Of each row's rests (rows, M, D), flat (rows M, D), and entries the nearest pairs: (rows, n), sorted.
+
+        A pair is numbered rest * V + entry, from its row's first. Found in float32, which is quick; whoever asks
+        decides between the best ones in full precision.
+        """
+        rough = rests.float()
+        rough = torch.cat([rough, _half_power(rough), torch.ones_like(rough[:, :1])], 1)
+        closeness = (rough @ self._columns).view(rows, -1, self._group)
+        groups = _best(closeness.amax(2))                                       # where they must be
+        members = closeness.flatten(0, 1).index_select(0, _flat(groups, closeness.shape[1]))
+        inside = _best(members.view(rows, -1))
+        pairs = groups.gather(1, inside // self._group) * self._group + inside % self._group
+        return pairs.sort(1).values
+
+
+def _mapped(search: Callable[[Tensor], Tensor], parts: Sequence[Tensor]) -> list[Tensor]:
+    """Search parts side by side, each in one thread: by itself torch would share out little but the large products."""
+    threads = min(torch.get_num_threads(), len(parts))
+    if threads == 1 or parts[0].is_cuda:
+        return list(map(search, parts))
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        return list(pool.map(search, parts))
+
+
+def _search(vectors: Tensor, books: list[_Book]) -> Tensor:
+    """Vectors (N, D) -> codes (N, K)."""
+    rows = len(vectors)
+    rests, steps = vectors, []          # what the partial codes that are followed leave over, (N M, D)
     for book in books:
-        parents, entries = _candidates(residuals.float(), book.float())     # (N, beam + spare)
-        left = _rows(residuals, parents) - book[entries]
-        best = left.square().sum(-1).sort(dim=1, stable=True).indices[:, :_BEAM]
-        residuals, parents, entries = _rows(left, best), parents.gather(1, best), entries.gather(1, best)
-        codes = torch.cat([_rows(codes, parents), entries[..., None]], 2)
-    return codes[:, 0]
+        size = len(book.entries)
+        pairs = _flat(book.candidates(rests, rows), len(rests) // rows * size)
+        parents, entries = pairs // size, pairs % size
+        left = rests.index_select(0, parents).sub_(book.entries.index_select(0, entries))
+        errors = left.square().sum(-1).view(rows, -1)
+        best = _flat(errors.sort(dim=1, stable=True).indices[:, :_BEAM], errors.shape[1])
+        rests = left.index_select(0, best)
+        steps.append((parents.index_select(0, best), entries.index_select(0, best)))
+    at = torch.arange(rows, device=vectors.device) * (len(rests) // rows)       # the best of each row
+    codes = []
+    for parents, entries in reversed(steps):
+        codes.append(entries[at])
+        at = parents[at]
+    return torch.stack(codes[::-1], 1)
 
 
-def _candidates(residuals: Tensor, book: Tensor) -> tuple[Tensor, Tensor]:
-    """Which residuals (N, M, D) and entries of the book (V, D) come nearest: places of both (N, n), in rising order.
-
-    In float32, which is quick; whoever asks decides between the best ones in full precision.
-    """
-    group = math.gcd(len(book), _GROUP)
-    norms = book.square().sum(-1) / -2
-    closeness = torch.addmm(norms, residuals.flatten(0, 1), book.T).view(len(residuals), -1, group)
-    own = (residuals.square().sum(-1) / 2).repeat_interleave(len(book) // group, 1)         # (N, M V / group)
-    groups = _best(closeness.amax(2) - own)                                                 # where they must be
-    inside = _best((_rows(closeness, groups) - own.gather(1, groups)[..., None]).flatten(1))
-    places = (groups.gather(1, inside // group) * group + inside % group).sort(1).values
-    return places // len(book), places % len(book)
+def _half_power(vectors: Tensor) -> Tensor:
+    """Vectors (N, D) -> minus half of their squared lengths, (N, 1)."""
+    return vectors.square().sum(-1, keepdim=True) / -2
 
 
 def _best(values: Tensor) -> Tensor:
@@ -77,6 +119,6 @@ def _best(values: Tensor) -> Tensor:
     return values.topk(min(_BEAM + _SPARE, values.shape[1]), sorted=False).indices
 
 
-def _rows(values: Tensor, index: Tensor) -> Tensor:
-    """values (N, M, ...) at the places (N, n) of their second dimension -> (N, n, ...)."""
-    return values.gather(1, index[..., None].expand(-1, -1, values.shape[2]))
+def _flat(index: Tensor, width: int) -> Tensor:
+    """Places in rows of this width (N, n) -> places in all rows, flat (N n,)."""
+    return (index + torch.arange(len(index), device=index.device)[:, None] * width).flatten()

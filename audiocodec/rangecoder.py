@@ -3,10 +3,13 @@
 Martin: "Range encoding: an algorithm for removing redundancy from a digitised message", 1979; Bamler: "Understanding
 entropy coding with asymmetric numeral systems", 2022 (the constriction library).
 """
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import constriction
 import numpy as np
 
-from audiocodec.entropy import ABSENT, BOOK_SIZE, MAX_FRAMES, MEMBERS, EntropyModel
+from audiocodec.entropy import ABSENT, MAX_FRAMES, MEMBERS, UNTOLD, EntropyModel
 from audiocodec.errors import FormatError
 
 Categorical = constriction.stream.model.Categorical
@@ -14,101 +17,180 @@ RangeDecoder = constriction.stream.queue.RangeDecoder
 RangeEncoder = constriction.stream.queue.RangeEncoder
 
 CODE_BITS = 10
+DEPTH_BITS = 5
 _STATE_BITS = 64               # of constriction's coder, whose words have 32
 _ENCODED_TOGETHER = 8          # sequences at once: all their tables are in memory
 _DECODED_TOGETHER = 16
 
 
+class Frames(NamedTuple):
+    """What a payload holds: codes int64 (K, T), of which each frame uses the first depths (T,); the others are 0.
+
+    is_told: whether depths are in the payload; else all are K.
+    """
+
+    codes: np.ndarray
+    depths: np.ndarray
+    is_told: bool = False
+
+    @classmethod
+    def whole(cls, codes: np.ndarray) -> "Frames":
+        """Codes (K, T) that are all used."""
+        return cls(codes, np.full(codes.shape[1], len(codes)))
+
+
+class Shape(NamedTuple):
+    """What has to be known of a payload before it can be decoded."""
+
+    num_books: int
+    num_frames: int
+    is_told: bool = False
+
+
 class PackedCoder:
-    """Each code as it is: frames in order, books in order, 10 bits, the highest first; zero bits fill the last byte."""
+    """Each number as it is: frame by frame, the depth in 5 bits if it is told, then codes in 10, highest bits first.
 
-    def encode(self, codes: list[np.ndarray]) -> list[bytes]:
-        """Codes (K, T) of each sequence -> payloads."""
-        return [_pack(sequence) for sequence in codes]
+    Zero bits fill the last byte.
+    """
 
-    def decode(self, payloads: list[bytes], shapes: list[tuple[int, int]]) -> list[np.ndarray]:
-        """Payloads and the shapes (K, T) of their codes -> codes, int64. Raises FormatError."""
-        return [_unpack(payload, *shape) for payload, shape in zip(payloads, shapes, strict=True)]
+    def encode(self, sequences: Sequence[Frames]) -> list[bytes]:
+        """Sequences -> payloads."""
+        return list(map(_pack, sequences))
+
+    def decode(self, payloads: Sequence[bytes], shapes: Sequence[Shape]) -> list[Frames]:
+        """Payloads and their shapes -> sequences. Raises FormatError."""
+        return [_unpack(payload, shape) for payload, shape in zip(payloads, shapes, strict=True)]
 
 
 class RangeCoder:
-    """Each code by the tables of an entropy model: frames in order, books in order, class then member.
+    """Each number by the tables of an entropy model: frame by frame, the depth if it is told, then codes.
 
-    A payload is the coder's words, each from its highest byte down, cut after the last byte that matters; a decoder
-    reads zeros from there on.
+    A code is two symbols, its class and its member. A payload is the coder's words, each from its highest byte down,
+    cut after the last byte that matters; a decoder reads zeros from there on.
     """
 
     def __init__(self, model: EntropyModel):
         self.model = model
 
-    def encode(self, codes: list[np.ndarray]) -> list[bytes]:
-        """Codes (K, T) of each sequence, at most 512 frames -> payloads."""
-        groups = (codes[i:i + _ENCODED_TOGETHER] for i in range(0, len(codes), _ENCODED_TOGETHER))
+    def encode(self, sequences: Sequence[Frames]) -> list[bytes]:
+        """Sequences of at most 512 frames -> payloads."""
+        groups = (sequences[i:i + _ENCODED_TOGETHER] for i in range(0, len(sequences), _ENCODED_TOGETHER))
         return [payload for group in groups for payload in self._encode(group)]
 
-    def decode(self, payloads: list[bytes], shapes: list[tuple[int, int]]) -> list[np.ndarray]:
-        """Payloads and the shapes (K, T) of their codes -> codes, int64.
+    def decode(self, payloads: Sequence[bytes], shapes: Sequence[Shape]) -> list[Frames]:
+        """Payloads and their shapes -> sequences.
 
-        Raises FormatError for shapes that the model cannot have coded, and for words that no encoder writes. Other
-        damage gives other codes: checksums are the container's task.
+        Raises FormatError for shapes that the model cannot have coded, and for what no encoder writes. Other damage
+        gives other codes: checksums are the container's task.
         """
         most = self.model.config.num_books
-        for books, frames in shapes:
+        for books, frames, _ in shapes:
             if not (0 <= books <= most and 0 <= frames <= MAX_FRAMES):
                 raise FormatError(f"{frames} frames of {books} codebooks; expected at most {MAX_FRAMES} of {most}")
         pairs = list(zip(payloads, shapes, strict=True))
         groups = (pairs[i:i + _DECODED_TOGETHER] for i in range(0, len(pairs), _DECODED_TOGETHER))
-        return [codes for group in groups for codes in self._decode(*zip(*group))]
+        return [frames for group in groups for frames in self._decode(*zip(*group))]
 
-    def _encode(self, codes: list[np.ndarray]) -> list[bytes]:
-        num_books, num_frames = np.array([sequence.shape for sequence in codes]).T
-        padded = np.zeros((len(codes), num_books.max(), num_frames.max()), np.int64)
-        for row, sequence in zip(padded, codes):
-            row[:sequence.shape[0], :sequence.shape[1]] = sequence
+    def _encode(self, group: Sequence[Frames]) -> list[bytes]:
+        is_told = np.array([frames.is_told for frames in group])
         payloads = []
-        for counts, symbols, books, frames in zip(*self.model.tables(padded, num_books), num_books, num_frames):
-            counts = counts[:frames, :books].reshape(-1, counts.shape[-1])
+        for tables, symbols in self.model.tables(*_together(group), is_told):
             encoder = RangeEncoder()
-            encoder.encode(symbols[:frames, :books].ravel(), Categorical(perfect=False), counts)
-            payloads.append(_shortest(encoder))
+            encoder.encode(symbols, Categorical(perfect=False), tables)
+            payloads.append(shortest(encoder))
         return payloads
 
-    def _decode(self, payloads: list[bytes], shapes: list[tuple[int, int]]) -> list[np.ndarray]:
-        num_books, num_frames = np.array(shapes).T
-        places = np.zeros((len(shapes), num_books.max(), num_frames.max()), np.int64)
-        decoders = [RangeDecoder(_words(payload)) for payload in payloads]
-        spare = RangeDecoder(_words(b""))      # for codes that a sequence lacks, which are cut off in the end
-        state = self.model.start(num_books)
-        previous = np.full(places.shape[:2], ABSENT)
+    def _decode(self, payloads: Sequence[bytes], shapes: Sequence[Shape]) -> list[Frames]:
+        num_books, num_frames, is_told = np.array(shapes).T
+        is_told = is_told.astype(bool)
+        places = np.full((len(shapes), num_books.max(), num_frames.max()), ABSENT)
+        depths = np.zeros((len(shapes), num_frames.max()), np.int64)
+        decoders = [RangeDecoder(words(payload)) for payload in payloads]
+        spare = RangeDecoder(words(b""))       # for what a sequence lacks
+        state = self.model.start(len(shapes))
+        last, last_told = np.full(places.shape[:2], ABSENT), np.full(len(shapes), UNTOLD)
         for t in range(places.shape[2]):
-            sums = self.model.contexts(state, previous[:, :, None])[:, 0]
-            for k in range(places.shape[1]):
-                line_up = [decoder if k < books and t < frames else spare
-                           for decoder, (books, frames) in zip(decoders, shapes)]
-                hidden = self.model.hidden(k, sums, previous[:, k])
+            sums = self.model.contexts(state, last[:, :, None], last_told[:, None])[:, 0]
+            depth = num_books * (t < num_frames)
+            if is_told.any():
+                line_up = [decoder if told else spare for decoder, told in zip(decoders, is_told & (depth > 0))]
+                told = np.where(is_told, _next(line_up, self.model.depth_counts(sums, last_told)), depth)
+                if (told[depth > 0] > depth[depth > 0]).any():
+                    raise FormatError("a damaged payload (a frame of more codebooks than there are)")
+                depth = np.minimum(told, depth)
+            last_told = np.where(is_told, depth, UNTOLD)
+            self.model.add_depth(sums, last_told)
+            before, last = last, np.full_like(last, ABSENT)
+            for k in range(depth.max(initial=0)):
+                here = np.flatnonzero(depth > k)
+                line_up = [decoders[i] for i in here]
+                inputs = sums[here]
+                hidden = self.model.hidden(k, inputs, before[here, k])
                 classes = _next(line_up, self.model.class_counts(k, hidden))
                 members = _next(line_up, self.model.member_counts(k, hidden, classes))
-                previous[:, k] = classes * MEMBERS + members
-                self.model.add(k, sums, previous[:, k])
-            places[:, :, t] = previous
-        codes = self.model.codes(places)
-        return [sequence[:books, :frames] for sequence, (books, frames) in zip(codes, shapes)]
+                last[here, k] = classes * MEMBERS + members
+                self.model.add(k, inputs, last[here, k])
+                sums[here] = inputs
+            places[:, :, t], depths[:, t] = last, depth
+        is_there = np.arange(places.shape[1])[:, None] < depths[:, None]
+        codes = np.where(is_there, self.model.codes(np.where(is_there, places, 0)), 0)
+        return [Frames(found[:books, :frames], depth[:frames], told)
+                for found, depth, (books, frames, told) in zip(codes, depths, shapes)]
 
 
-def _pack(codes: np.ndarray) -> bytes:
-    places = np.arange(CODE_BITS - 1, -1, -1)
-    return np.packbits(codes.T[..., None] >> places & 1).tobytes()
+def _together(group: Sequence[Frames]) -> tuple[np.ndarray, np.ndarray]:
+    """Sequences -> codes (S, K, T) and depths (S, T); 0 and -1 where a sequence has no more."""
+    shape = np.max([frames.codes.shape for frames in group], 0)
+    codes, depths = np.zeros((len(group), *shape), np.int64), np.full((len(group), shape[1]), -1)
+    for row, depth, frames in zip(codes, depths, group):
+        books, num_frames = frames.codes.shape
+        row[:books, :num_frames] = frames.codes
+        depth[:num_frames] = frames.depths
+    return codes, depths
 
 
-def _unpack(payload: bytes, books: int, frames: int) -> np.ndarray:
-    size = books * frames * CODE_BITS
-    if len(payload) != (size + 7) // 8:
-        raise FormatError(f"{len(payload)} bytes of packed codes; expected {(size + 7) // 8}")
-    bits = np.unpackbits(np.frombuffer(payload, np.uint8))
-    if bits[size:].any():
+def _pack(frames: Frames) -> bytes:
+    books, num_frames = frames.codes.shape
+    codes = _bits(frames.codes.T, CODE_BITS).reshape(num_frames, books * CODE_BITS)
+    if not frames.is_told:
+        return np.packbits(codes).tobytes()
+    used = np.repeat(np.arange(books), CODE_BITS) < frames.depths[:, None]
+    bits = np.concatenate([_bits(frames.depths, DEPTH_BITS), codes], 1)
+    return np.packbits(bits[np.pad(used, ((0, 0), (DEPTH_BITS, 0)), constant_values=True)]).tobytes()
+
+
+def _unpack(payload: bytes, shape: Shape) -> Frames:
+    bits, at = np.unpackbits(np.frombuffer(payload, np.uint8)), 0
+    codes = np.zeros((shape.num_frames, shape.num_books), np.int64)
+    depths = np.full(shape.num_frames, shape.num_books)
+    for t in range(shape.num_frames if shape.is_told else 0):
+        depths[t] = _number(bits[at:at + DEPTH_BITS])
+        if depths[t] > shape.num_books:
+            raise FormatError(f"a frame of {depths[t]} packed codes; expected at most {shape.num_books}")
+        end = at + DEPTH_BITS + depths[t] * CODE_BITS
+        if end > len(bits):
+            raise FormatError(f"{len(payload)} bytes of packed codes; expected more")
+        codes[t, :depths[t]] = _number(bits[at + DEPTH_BITS:end].reshape(-1, CODE_BITS))
+        at = end
+    if not shape.is_told:
+        at = codes.size * CODE_BITS
+        if len(payload) == (at + 7) // 8:
+            codes = _number(bits[:at].reshape(shape.num_frames, shape.num_books, CODE_BITS))
+    if len(payload) != (at + 7) // 8:
+        raise FormatError(f"{len(payload)} bytes of packed codes; expected {(at + 7) // 8}")
+    if bits[at:].any():
         raise FormatError("bits that are not zero after the last packed code")
-    codes = bits[:size].reshape(frames, books, CODE_BITS) @ (BOOK_SIZE >> np.arange(1, CODE_BITS + 1))
-    return np.ascontiguousarray(codes.T)
+    return Frames(np.ascontiguousarray(codes.T), depths, shape.is_told)
+
+
+def _bits(numbers: np.ndarray, width: int) -> np.ndarray:
+    """Numbers (...) -> their bits, highest first, uint8 (..., width)."""
+    return (numbers[..., None] >> np.arange(width - 1, -1, -1) & 1).astype(np.uint8)
+
+
+def _number(bits: np.ndarray) -> np.ndarray:
+    """Bits (..., width), highest first -> numbers, int64 (...)."""
+    return bits @ (1 << np.arange(bits.shape[-1])[::-1])
 
 
 def _next(decoders: list[RangeDecoder], counts: np.ndarray) -> np.ndarray:
@@ -120,13 +202,13 @@ def _next(decoders: list[RangeDecoder], counts: np.ndarray) -> np.ndarray:
         raise FormatError(f"a damaged payload ({error})") from None
 
 
-def _words(payload: bytes) -> np.ndarray:
+def words(payload: bytes) -> np.ndarray:
     """A payload as the coder's words, with zeros for the bytes that were cut off."""
     whole = payload + bytes(-len(payload) % 4)
     return np.frombuffer(whole, ">u4").astype(np.uint32)
 
 
-def _shortest(encoder: RangeEncoder) -> bytes:
+def shortest(encoder: RangeEncoder) -> bytes:
     """The fewest bytes that decode, with zeros after them, to what went into the encoder.
 
     What it has left to say is any one number of its interval, from `low` on and `width` wide: take the roundest.

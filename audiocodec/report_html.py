@@ -12,7 +12,7 @@ import soundfile
 
 from audiocodec import plots
 from audiocodec.peers import SAMPLE_RATE
-from audiocodec.scores import METRICS, Row
+from audiocodec.scores import METRICS, Row, nearest_pairs
 
 _TEMPLATE = Path(__file__).parent / "report.html"
 _MOST_BYTES = 20_000_000  # of sounds and pictures, before base64 makes a third more of them
@@ -49,15 +49,22 @@ def render(summary: list[Row], comparisons: list[Row], clips: list[Played], curv
         used += size
         shown.append((clips.index(clip), described))
     data = {
-        "metrics": [{"name": name, "title": metric.title, "digits": metric.digits}
+        "metrics": [{"name": name, "title": metric.title, "digits": metric.digits, "lower": metric.is_distance}
                     for name, metric in METRICS.items() if any(name in line for line in summary)],
         "summary": [_plain(line) for line in summary],
         "comparisons": [_plain(line) for line in comparisons],
+        "nearest": _first_pair(summary),
         "clips": [described for _, described in sorted(shown, key=lambda pair: pair[0])],
         "curves": _data_url(curves, "image/png"),
     }
     text = json.dumps(data, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")  # so no name ends the script
     return _TEMPLATE.read_text(encoding="utf-8").replace("{{data}}", text)
+
+
+def _first_pair(summary: list[Row]) -> list[str]:
+    """The pair of codecs that is compared first: in the middle of those that are near in rate."""
+    pairs = nearest_pairs(summary)
+    return list(pairs[(len(pairs) - 1) // 2]) if pairs else []
 
 
 def _turn(clips: list[Played]):
@@ -76,7 +83,8 @@ def _describe(clip: Played) -> tuple[dict, int]:
         size += len(audio) + len(picture or b"")
         sounds.append({"name": sound.name, "scores": _plain(sound.scores or {}),
                        "audio": _data_url(audio, "audio/flac"), "picture": _data_url(picture, "image/png")})
-    return {"name": clip.name, "kind": clip.kind, "sounds": sounds}, size
+    seconds = len(clip.sounds[0].samples) / SAMPLE_RATE
+    return {"name": clip.name, "kind": clip.kind, "seconds": seconds, "sounds": sounds}, size
 
 
 def _flac(samples: np.ndarray) -> bytes:

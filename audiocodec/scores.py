@@ -22,10 +22,11 @@ class Metric:
     title: str
     digits: int
     scores: dict[str, Callable[[np.ndarray, np.ndarray, int], float]]  # by kind of clip; "": all others
+    is_distance: bool = False  # so that less is better
 
 
 METRICS = {
-    "mel": Metric("log-mel distance", 3, {"": metrics.log_mel_distance}),
+    "mel": Metric("log-mel distance", 3, {"": metrics.log_mel_distance}, is_distance=True),
     "si_sdr": Metric("SI-SDR, dB", 1, {"": metrics.si_sdr}),
     "pesq": Metric("PESQ-wb", 2, {"speech": metrics.pesq_wb}),
     "stoi": Metric("STOI", 3, {"speech": metrics.stoi}),
@@ -160,7 +161,7 @@ def _bootstrap(values: np.ndarray) -> tuple[float, float]:
 
 
 def nearest_pairs(summary: list[Row]) -> list[tuple[str, str]]:
-    """Each nac with the codec of each other name whose true rate, over all kinds, is the nearest in ratio.
+    """Each other codec with the nac before it whose true rate, over all kinds, is the nearest in ratio.
 
     Without other codecs, each nac with the one after it.
     """
@@ -169,12 +170,10 @@ def nearest_pairs(summary: list[Row]) -> list[tuple[str, str]]:
         rates.setdefault(line["codec"], []).append(math.log(max(line["kbps"], 1e-3)))
     mean = {codec: float(np.mean(values)) for codec, values in rates.items()}
     ours = [codec for codec in mean if codec.startswith("nac ")]
-    families = dict.fromkeys(codec.split()[0] for codec in mean if codec not in ours)
-    if not families:
+    others = [codec for codec in mean if codec not in ours]
+    if not others:
         return list(zip(ours, ours[1:]))
-    return [(codec, min((peer for peer in mean if peer.split()[0] == family),
-                        key=lambda peer: abs(mean[peer] - mean[codec])))
-            for codec in ours for family in families]
+    return [(min(ours, key=lambda codec: abs(mean[codec] - mean[other])), other) for other in others if ours]
 
 
 def comparison_table(comparisons: list[Row]) -> str:

@@ -36,13 +36,20 @@ def format_time(seconds: float | Fraction) -> str:
 
 @dataclass(frozen=True)
 class Excerpt:
-    """The samples [start, end) that are wanted, counted at the original rate, and where to begin for them."""
+    """The samples [start, end) that are wanted, counted at the original rate, and where to begin for them.
+
+    All is counted from the start of the whole recording, of which a file may be a part.
+    """
 
     start: int = 0
     end: int | None = None             # None: all to the end of the file
     first_segment: int = 0             # to decode
     num_segments: int | None = None    # to decode; None: all to the end of the file
     resampler_start: int = 0           # sample at the model's rate that the resampler begins with
+
+    def later(self, count: int) -> "Excerpt":
+        """Return the samples that are wanted, counted from another one `count` samples before."""
+        return Excerpt(self.start + count, None if self.end is None else self.end + count)
 
     def part(self, position: int, length: int) -> slice:
         """Return what is wanted of `length` samples that begin at `position`."""
@@ -78,19 +85,29 @@ def starts_late(start: Fraction | float, num_samples: int, sample_rate: int) -> 
     return NacError(f"--start {format_time(start)} is after the end, {format_time(num_samples / sample_rate)}")
 
 
-def plan(wanted: Excerpt, walk: Walk, num_segments: int) -> Excerpt:
-    """Find the segments of a file of num_segments that the excerpt needs.
+def plan(wanted: Excerpt, walk: Walk, held: range) -> Excerpt:
+    """Find the segments that the excerpt needs, among those that the file holds.
 
     Decoding begins at a segment early enough for the network, and the resampler at a border of its chunks: each then
     does the very same arithmetic as in the whole file, so the samples are the same to the last bit.
     """
     position = wanted.start * walk.model_rate // walk.sample_rate - walk.context
     resampler_start = max(0, position // walk.chunk * walk.chunk)
-    first = max(0, (resampler_start // walk.hop - walk.look_back) // walk.segment_frames)
+    first = max(held.start, (resampler_start // walk.hop - walk.look_back) // walk.segment_frames)
     count = None
     if wanted.end is not None:
         position = -(-(wanted.end + walk.held) * walk.model_rate // walk.sample_rate) + 1
         needed = (position // walk.chunk + 1) * walk.chunk + walk.context     # samples that complete the last chunk
         last = (needed // walk.hop + 2) // walk.segment_frames
-        count = last + 1 - first if last + 1 < num_segments else None
+        count = last + 1 - first if last + 1 < held.stop else None
     return Excerpt(wanted.start, wanted.end, first, count, resampler_start)
+
+
+def cut(wanted: Excerpt, walk: Walk, held: range) -> range:
+    """Find the segments that a file of this excerpt alone has to hold, to decode to the very same samples.
+
+    They are fewer than `plan` has decoded: where a file ends, zeros complete the resampler's last chunk.
+    """
+    needed = -(-wanted.end * walk.model_rate // walk.sample_rate) + walk.context
+    last = (needed // walk.hop + 2) // walk.segment_frames
+    return range(plan(wanted, walk, held).first_segment, min(last + 1, held.stop))

@@ -29,7 +29,8 @@ class Codec:
         if self.config.book_size != BOOK_SIZE:
             raise ModelError(f"{source.path}: books of {self.config.book_size} entries; expected {BOOK_SIZE}")
         # In float64 rounding never decides between two entries, so codes do not depend on how audio is cut.
-        self.encoder, self.quantizer = encoder.double(), quantizer.double()
+        self.codebooks = quantizer.codebooks.cpu().numpy()        # float32 (K, V, D)
+        self.encoder, self.quantizer = encoder.double(), quantizer.double().freeze()
 
     @classmethod
     def load(cls, name: str = DEFAULT_MODEL, device: str = "auto") -> "Codec":
@@ -135,9 +136,10 @@ class StreamDecoder:
 
     @torch.inference_mode()
     def push(self, codes: np.ndarray, num_books: np.ndarray) -> np.ndarray:
-        """Codes int64 (B, K, t), books used (B,) -> samples float32 (B, n). Codes of unused books must be 0."""
-        pieces = torch.from_numpy(codes).split(_PASS, 2)
-        samples = torch.cat([self._decode(piece, torch.from_numpy(num_books)) for piece in pieces], 1).numpy()
+        """Codes int64 (B, K, t), books used (B,) or (B, t) -> samples float32 (B, n). Codes not used must be 0."""
+        num_books = np.array(np.broadcast_to(num_books.reshape(len(codes), -1), codes[:, 0].shape))
+        pieces = zip(torch.from_numpy(codes).split(_PASS, 2), torch.from_numpy(num_books).split(_PASS, 1))
+        samples = torch.cat([self._decode(*piece) for piece in pieces], 1).numpy()
         skip = 0 if self._started or not codes.shape[2] else self._codec.config.hop
         self._started |= bool(codes.shape[2])
         return samples[:, skip:]

@@ -12,6 +12,7 @@ import numpy as np
 
 from audiocodec import audio, container
 from audiocodec.codec import Codec, encode
+from audiocodec.rangecoder import Shape
 
 FOLDER = Path(__file__).parent / "data"
 HASHES = FOLDER / "golden.json"
@@ -19,14 +20,15 @@ _EXAMPLE = FOLDER.parent.parent / "examples" / "music.flac"
 
 
 def codes_hash(data: bytes, codec: Codec) -> str:
-    """The SHA-256 of all codes of a .nac file: segments in order, channels in order, (K, T) as little-endian uint16."""
+    """The SHA-256 of a .nac file's codes (K, T) and depths (T,), little-endian uint16: segments, channels in order."""
     digest = hashlib.sha256()
     reader = container.Reader(io.BytesIO(data))
     coder = codec.coder(reader.header.entropy_coded)
     for segment in reader:
-        shapes = [(count, segment.num_frames) for count in segment.books if count]
-        for codes in coder.decode([payload for payload in segment.payloads if payload], shapes):
-            digest.update(codes.astype("<u2").tobytes())
+        shapes = [Shape(count, segment.num_frames, reader.header.has_depths) for count in segment.books if count]
+        for frames in coder.decode([payload for payload in segment.payloads if payload], shapes):
+            digest.update(frames.codes.astype("<u2").tobytes())
+            digest.update(frames.depths.astype("<u2").tobytes())
     return digest.hexdigest()
 
 
@@ -37,7 +39,7 @@ def main() -> None:
         seconds = 8 if kbps == 1.5 else 2                # the longest has two segments
         name = f"{kbps:g}-kbps-{'stereo' if channels == 2 else 'mono'}-{'entropy' if entropy else 'packed'}.nac"
         clip = samples[:, :seconds * rate] if channels == 2 else samples[:, :seconds * rate].mean(0, keepdims=True)
-        data = encode(np.ascontiguousarray(clip), rate, kbps, entropy=entropy)
+        data = encode(np.ascontiguousarray(clip), rate, kbps, cbr=kbps == 6, entropy=entropy)
         (FOLDER / name).write_bytes(data)
         hashes[name] = codes_hash(data, codec)
     HASHES.write_text(json.dumps(hashes, indent=1) + "\n")

@@ -64,8 +64,7 @@ def calls(monkeypatch):
 # Options and files, with stand-ins for the codec
 
 def test_defaults_are_those_of_the_codec():
-    assert (cli.KBPS.min, cli.KBPS.max) == (codec.MIN_KBPS, codec.MAX_KBPS)
-    assert (cli.DEFAULT_KBPS, cli.DEFAULT_MODEL) == (codec.DEFAULT_KBPS, tokens.DEFAULT_MODEL)
+    assert cli.DEFAULT_MODEL == tokens.DEFAULT_MODEL
     for count in (cli.CODEBOOKS.min, cli.CODEBOOKS.max):
         container.Header(1, 8000, 0, bytes(6), count)
     for count in (cli.CODEBOOKS.min - 1, cli.CODEBOOKS.max + 1):
@@ -88,8 +87,9 @@ def test_encode_passes_options_on(nac, calls, tmp_path):
     (source, target, options), = calls
     assert (source, target) == (tmp_path / "a b.wav", tmp_path / "a b.nac")
     del options["progress"]
-    assert options == {"kbps": 12, "codebooks": None, "model": "nac-24k", "mono": True, "entropy": False,
-                       "device": "cpu", "force": True, "raw": None, "tags": (), "no_tags": False}
+    assert options == {"kbps": 12, "codebooks": None, "cbr": False, "model": "nac-24k", "mono": True,
+                       "entropy": False, "device": "cpu", "force": True, "raw": None, "tags": (), "no_tags": False,
+                       "live": False}
 
 
 def test_rate_is_kbps_or_codebooks(nac, calls, tmp_path):
@@ -200,7 +200,8 @@ def test_tags_are_passed_on(nac, calls, tmp_path):
 def test_encoding_to_an_audio_name_is_a_mistake(nac, calls, tmp_path):
     status, _, err = nac("encode", tmp_path / "a.wav", "-o", tmp_path / "b.WAV")
     assert (status, calls) == (1, [])
-    assert err == f"nac: {tmp_path / 'a.wav'}: {tmp_path / 'b.WAV'}: is named as audio; encode writes .nac files\n"
+    reason = "is named as audio; this command writes .nac files"
+    assert err == f"nac: {tmp_path / 'a.wav'}: {tmp_path / 'b.WAV'}: {reason}\n"
 
 
 def test_rate_that_cannot_be_met_is_told(nac, calls, tmp_path):
@@ -515,6 +516,53 @@ def test_signals_leave_nothing_behind(tmp_path, number, status):
     assert list(tmp_path.iterdir()) == [source]
 
 
+# Parts and lower rates
+
+def test_cut_and_truncate(nac, clip):
+    path, part, small = clip.with_suffix(".nac"), clip.with_name("part.nac"), clip.with_name("small.nac")
+    nac("encode", clip, "--codebooks", 6)
+    status, out, err = nac("cut", path, "-o", part, "--start", "0.25", "--end", "0:0.75")
+    assert (status, out) == (0, "") and err.startswith(f"{part}: ") and " kbps, 0.50 s, " in err
+    assert json.loads(nac("info", part, "--json")[1])["part_from"] == 0.25
+    assert "part from       0.25" in nac("info", part)[1]
+    assert "part from" not in nac("info", path)[1]
+    status, out, err = nac("truncate", part, "-o", small, "--codebooks", 2)
+    assert (status, out) == (0, "") and ", 2 codebooks, 0.50 s, " in err
+    assert json.loads(nac("info", small, "--json")[1])["part_from"] == 0.25
+    nac("decode", path, "-o", clip.with_name("a.wav"), "--codebooks", 2, "--start", ".25", "--end", ".75")
+    nac("decode", small, "-o", clip.with_name("b.wav"))
+    assert clip.with_name("a.wav").read_bytes() == clip.with_name("b.wav").read_bytes()
+
+
+def test_truncate_a_folder(nac, clip):
+    low = clip.parent.parent / f"{clip.parent.name}-low"
+    nac("encode", clip, "--codebooks", 6)
+    clip.with_name("bad.nac").write_bytes(b"none")
+    status, _, err = nac("truncate", clip.parent, "-o", low, "-k", 3)
+    assert status == 1 and "bad.nac: " in err and "2 files, 1 s of audio, 1 failed" in err
+    found = json.loads(nac("info", low / "a clip.nac", "--json")[1])
+    assert found["kbps"] <= 3 == found["requested_kbps"]
+    clip.with_name("bad.nac").unlink()
+    assert nac("truncate", clip.parent, "-o", low, "-k", 3, "--update")[::2] == (0, "")
+
+
+@pytest.mark.parametrize("args", [
+    ["cut", "a.nac", "-o", "b.nac"], ["cut", "a.nac", "--start", "1"],
+    ["cut", "a.nac", "-o", "b.nac", "--start", "2", "--end", "1"], ["truncate", "a.nac", "-o", "b.nac"],
+    ["truncate", "a.nac", "-o", "b.nac", "-k", "3", "--codebooks", "4"],
+    ["encode", "a.wav", "--cbr", "--codebooks", "4"]])
+def test_usage_of_parts_and_rates(nac, args):
+    assert nac(*args)[0] == 2
+
+
+def test_the_input_is_not_overwritten(nac, clip):
+    nac("encode", clip, "--codebooks", 6)
+    for command in (["truncate", "-k", "3"], ["cut", "--start", "0.5"]):
+        name, *options = command
+        status, _, err = nac(name, clip.with_suffix(".nac"), *options, "-o", clip.with_suffix(".nac"), "-f")
+        assert status == 1 and "is the input itself; -o names another output" in err
+
+
 # Pipes
 
 def shell(line: str, folder: Path) -> tuple[list[int], bytes, str]:
@@ -557,6 +605,26 @@ def test_a_file_cut_in_a_pipe(nac, tmp_path):
     found, _ = audio.read(tmp_path / "c.wav")
     assert found.shape == (1, (2 * 512 - 1) * 320)
     assert np.array_equal(found, whole[:, :found.shape[1]])
+
+
+def test_a_file_cut_short_announces_no_length(nac, tmp_path):
+    audio.write(tmp_path / "a.wav", noise(1, 24000 * 15), 24000)
+    nac("encode", tmp_path / "a.wav", "--codebooks", 2, "--no-entropy")
+    data = (tmp_path / "a.nac").read_bytes()
+    (tmp_path / "a.nac").write_bytes(data[:-200])
+    statuses, out, _ = shell("nac decode a.nac -o -", tmp_path)
+    assert statuses == [1] and out[out.index(b"data"):][4:8] == b"\xff" * 4
+
+
+def test_a_sound_cut_in_a_pipe(nac, tmp_path):
+    """All that has come goes out; the trailer is missing, which the other end tells."""
+    audio.write(tmp_path / "a.wav", noise(1, 24000 * 10), 24000)
+    line = "head -c 400044 a.wav | nac encode - -o - --codebooks 2 --no-entropy | nac decode - -o b.wav"
+    statuses, _, err = shell(line, tmp_path)
+    assert statuses == [0, 1, 1] and "truncated: 200000 samples, 240000 expected" in err and "the file ends" in err
+    assert 200_000 <= audio.read(tmp_path / "b.wav")[0].shape[1] <= 200_000 + 640
+    statuses, _, err = shell("head -c 400044 a.wav | nac encode - -o c.nac --codebooks 2 --no-entropy", tmp_path)
+    assert statuses == [0, 1] and not (tmp_path / "c.nac").exists()
 
 
 def test_several_processes(nac, clip):

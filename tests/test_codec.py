@@ -7,7 +7,7 @@ import pytest
 import soundfile
 
 from audiocodec import codec as walks
-from audiocodec import container
+from audiocodec import container, editing, payloads, rangecoder
 from audiocodec.codec import Codec, StreamDecoder, StreamEncoder, decode, encode
 from audiocodec.errors import AudioError, FormatError, ModelError, NacError
 
@@ -67,9 +67,45 @@ def test_kbps_is_a_ceiling_on_every_byte(speech, kbps):
     data = encode(speech, RATE, kbps)
     budget = kbps * 125 * speech.shape[1] / RATE
     assert len(data) <= budget
-    books = container.Reader(io.BytesIO(data)).header.codebooks
-    one_more = len(encode(speech, RATE, None, codebooks=books + 1)) if books < 32 else math.inf
+    assert len(data) > 0.98 * budget or _unpacked(data)[1].mean() > 30          # of 31
+    constant = encode(speech, RATE, kbps, cbr=True)
+    header = container.Reader(io.BytesIO(constant)).header
+    assert len(constant) <= budget and not header.has_depths
+    one_more = len(encode(speech, RATE, None, codebooks=header.codebooks + 1)) if header.codebooks < 32 else math.inf
     assert one_more > 0.98 * budget          # a search for that many books may end in slightly cheaper ones
+
+
+def _unpacked(data):
+    """The codes (C, K, T) of a file, and the books that frames use (C, T)."""
+    header, _, segments, _ = container.unpack(data)
+    coder = Codec.load(device="cpu").coder(header.entropy_coded)
+    codes, depths = zip(*payloads.unpack(coder, segments, header))
+    most = max(part.shape[1] for part in codes)
+    codes = [np.pad(part, ((0, 0), (0, most - part.shape[1]), (0, 0))) for part in codes]
+    return np.concatenate(codes, 2), np.concatenate(depths, 1)
+
+
+@pytest.mark.parametrize("entropy", [True, False])
+def test_frames_differ_and_decode_as_their_depths_say(codec, speech, entropy):
+    mid_side = np.concatenate([speech, 0.1 * speech[:, ::-1]])
+    samples = np.concatenate([mid_side.sum(0, keepdims=True), mid_side[:1] - mid_side[1:]])
+    data = encode(samples, RATE, 9, entropy=entropy)
+    found, depths = _unpacked(data)
+    assert all(len(set(channel.tolist())) > 5 for channel in depths) and depths[0].min() >= 1
+    assert depths[0].mean() > 2 * depths[1].mean()              # the louder channel has more
+    mid_side = np.stack([samples.sum(0), samples[0] - samples[1]]) / 2
+    codes = codec.encode_codes(mid_side[:, None], 31)[:, :found.shape[1]]
+    codes = np.where(np.arange(found.shape[1])[:, None] < depths[:, None], codes, 0)
+    assert np.array_equal(found, codes)
+    mid, side = walks.StreamDecoder(codec, 2).push(codes, depths)[:, :samples.shape[1]]
+    assert np.abs(decode(data)[0] - np.stack([mid + side, mid - side])).max() < 1 / 32768
+
+
+def test_frames_of_silence_use_the_least(speech):
+    samples = np.concatenate([speech, np.zeros_like(speech)], 1)
+    _, depths = _unpacked(encode(samples, RATE, 4))
+    frames = speech.shape[1] // 320
+    assert (depths[0, frames + 20:] == 1).all() and depths[0, :frames].mean() > 5
 
 
 def test_encoding_twice_gives_the_same_bytes(speech):
@@ -103,13 +139,40 @@ def test_stereo_sides_stay_apart(speech):
 def test_two_equal_channels_cost_as_much_as_one(speech):
     mono, stereo = encode(speech, RATE, 3), encode(np.concatenate([speech, speech]), RATE, 3)
     reader = container.Reader(io.BytesIO(stereo))
-    assert {segment.books[1] for segment in reader} == {0}
+    assert {segment.books[1] for segment in reader} == {0} and reader.header.has_depths
     assert len(stereo) < 1.1 * len(mono)
 
 
-def test_silence_stays_silent():
-    decoded, _ = decode(encode(np.zeros((1, RATE), np.float32), RATE))
-    assert not decoded.any()
+@pytest.mark.parametrize("options", [{}, {"entropy": False}, {"cbr": True}, {"kbps": None, "codebooks": 3}])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_silence_stays_silent(options, channels):
+    data = encode(np.zeros((channels, RATE), np.float32), RATE, **options)
+    assert decode(data)[0].shape == (channels, RATE) and not decode(data)[0].any()
+
+
+@pytest.mark.parametrize("entropy", [True, False])
+def test_a_frame_deeper_than_its_segment_is_refused(codec, entropy):
+    frames = rangecoder.Frames(np.zeros((3, 5), np.int64), np.array([1, 3, 2, 3, 1]), True)
+    payload, = codec.coder(entropy).encode([frames])
+    header = container.Header(1, RATE, 4 * 320, codec.weights.identity, 3, entropy_coded=entropy, has_depths=True)
+    for books in (3, 2):
+        data = container.pack(header, (), [container.Segment(5, (books,), (payload,))], 4 * 320)
+        if books == 3:
+            assert not decode(data)[0].any()
+        else:
+            with pytest.raises(FormatError):
+                decode(data)
+
+
+def test_mid_that_uses_no_codebook_is_read_and_written(codec, tmp_path):
+    """nac gives mid at least one book a frame; other programs may give it none."""
+    segment, = payloads.pack_depths(codec.coder(True), [np.zeros((2, 4, 5), np.int64)], [np.zeros((2, 5), int)], True)
+    assert segment.books == (1, 0)
+    header = container.Header(2, RATE, 4 * 320, codec.weights.identity, 4, has_depths=True)
+    (tmp_path / "a.nac").write_bytes(container.pack(header, (), [segment], 4 * 320))
+    assert decode((tmp_path / "a.nac").read_bytes())[0].shape == (2, 4 * 320)
+    editing.truncate_file(tmp_path / "a.nac", tmp_path / "b.nac", codebooks=2)
+    assert container.unpack((tmp_path / "b.nac").read_bytes())[2] == [segment]
 
 
 def test_damage_is_refused_or_passed_over_with_a_word(tmp_path, speech):
@@ -149,8 +212,9 @@ def test_a_forged_index_does_not_swell_the_output(tmp_path, speech):
     assert soundfile.info(tmp_path / "a.wav").frames <= 100
 
 
-def test_every_prefix_and_flipped_byte_is_refused(speech):
-    data = encode(speech[:, :4000], RATE, None, codebooks=2)
+@pytest.mark.parametrize("rate", [{"kbps": None, "codebooks": 2}, {"kbps": 6}])
+def test_every_prefix_and_flipped_byte_is_refused(speech, rate):
+    data = encode(speech[:, :4000], RATE, **rate)
     for end in range(len(data)):
         with pytest.raises(NacError):
             decode(data[:end])

@@ -48,6 +48,13 @@ STEREO_SEGMENTS = [
 ]
 STEREO = pack(STEREO_HEADER, (), STEREO_SEGMENTS, 41_000)
 
+DEPTHS_HEADER = dataclasses.replace(TINY_HEADER, channels=2, num_samples=6_000, codebooks=2, has_depths=True)
+DEPTHS_SEGMENTS = [
+    Segment(16, (2, 1), (bytes(10), bytes(30))),  # depths alone, and all codes
+    Segment(3, (1, 0), (bytes(3), b"")),
+]
+DEPTHS = pack(DEPTHS_HEADER, (), DEPTHS_SEGMENTS, 6_000)
+
 EMPTY_HEADER = dataclasses.replace(TINY_HEADER, num_samples=0)
 EMPTY = pack(EMPTY_HEADER, (), [], 0)
 
@@ -121,6 +128,93 @@ def test_overhead_of_a_short_mono_clip():
     assert len(pack(header, (), segments, 1)) <= 32 + 200 * (640 + 10 + 2) + 21
 
 
+# Frames of different depths
+
+
+def test_bytes_of_a_file_with_depths():
+    assert DEPTHS[:28].hex(" ") == (
+        "ce 41 43 0a 01 41 c0 5d 00 00 70 17 00 00 00 00 00 00 01 23 45 67 89 ab 00 00 02 01")
+    assert DEPTHS[32:38] == b"S\x00\x02\x0a\x01\x1e"
+    assert unpack(DEPTHS) == (DEPTHS_HEADER, (), DEPTHS_SEGMENTS, 6_000)
+
+
+@pytest.mark.parametrize("entropy", [False, True])
+@pytest.mark.parametrize("books, shortest, longest", [(1, 10, 30), (2, 10, 50), (32, 10, 650)])
+def test_payload_lengths_with_depths(entropy, books, shortest, longest):
+    """Of 16 frames: at least 5 bits each, at most 10 more for each code; entropy-coded five times that and 64."""
+    header = dataclasses.replace(DEPTHS_HEADER, channels=1, num_samples=1, codebooks=32, entropy_coded=entropy)
+    low, high = (0, 5 * longest + 64) if entropy else (shortest, longest)
+    for length in (low, high):
+        data = pack(header, (), [Segment(16, (books,), (bytes(length),))], 1)
+        assert unpack(data)[2][0].payloads == (bytes(length),)
+    for length in {low - 1, high + 1} - {-1}:
+        with pytest.raises(FormatError, match=f"payload length is {length}; expected {low} to {high}"):
+            pack(header, (), [Segment(16, (books,), (bytes(length),))], 1)
+        head = container._pack_header(header, False)
+        record = b"S\x00" + bytes([books]) + container._varint(length) + bytes(length)
+        with pytest.raises(FormatError, match="payload length in segment 0"):
+            unpack(head + with_checksum(record))
+
+
+def test_a_silent_side_has_no_depths():
+    with pytest.raises(FormatError, match="payload length is 2; expected 0"):
+        pack(DEPTHS_HEADER, (), [Segment(3, (1, 0), (bytes(3), bytes(2)))], 6_000)
+
+
+# Parts of longer files
+
+
+PART_HEADER = dataclasses.replace(TINY_HEADER, num_samples=300, origin=container.Origin(300, 2**40))
+PART = pack(PART_HEADER, (), TINY_SEGMENTS[:1], 300)
+
+
+def test_bytes_of_a_part():
+    assert PART[:28].hex(" ") == (
+        "ce 41 43 0a 01 20 c0 5d 00 00 2c 01 00 00 00 00 00 00 01 23 45 67 89 ab 00 00 01 01")
+    assert PART[28:36].hex(" ") == "ac 02 80 80 80 80 80 20"       # 300 segments, 2**40 samples
+    assert PART[36:40] == zlib.crc32(PART[:36]).to_bytes(4, "little")
+    assert unpack(PART) == (PART_HEADER, (), TINY_SEGMENTS[:1], 300)
+    assert PART_HEADER.before == PART_HEADER.origin and TINY_HEADER.before == container.Origin(0, 0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (b"\xff\xff\xff\xff\x10\x00", "segments before the first in the header is 4563402751; expected 0 to 429496729"),
+        (b"\x00" + b"\xff" * 9 + b"\x01", "samples before the first in the header is 18446744073709551615"),
+        (b"\x80\x00\x00", "shortest form"),
+    ],
+)
+def test_part_fields_out_of_range(fields, message):
+    with pytest.raises(FormatError, match=message):
+        unpack(with_checksum(PART[:28] + fields) + PART[40:])
+
+
+@pytest.mark.parametrize("num_samples", [0, None])
+def test_a_part_has_a_known_length(num_samples):
+    with pytest.raises(FormatError, match="a part of"):
+        dataclasses.replace(PART_HEADER, num_samples=num_samples)
+    size = (2**64 - 1 if num_samples is None else 0).to_bytes(8, "little")
+    with pytest.raises(FormatError, match="a part of"):
+        unpack(with_checksum(PART[:10] + size + PART[18:36]) + PART[40:])
+
+
+@pytest.mark.parametrize(("segments", "samples"), [(-1, 0), (2**32, 0), (0, -1), (0, 2**64 - 1)])
+def test_an_origin_checks_itself(segments, samples):
+    with pytest.raises(FormatError, match="before the first"):
+        container.Origin(segments, samples)
+
+
+def test_size_with():
+    """What a file will have in the end is known before its last segments are written."""
+    file = io.BytesIO()
+    writer = Writer(file, STEREO_HEADER)
+    for at, segment in enumerate(STEREO_SEGMENTS):
+        assert writer.size_with(STEREO_SEGMENTS[at:], 41_000) == len(STEREO)
+        writer.write(segment)
+    assert writer.size_with([], 41_000) == len(STEREO) and file.getvalue() == STEREO[:writer.size]
+
+
 # Round trips
 
 
@@ -136,6 +230,7 @@ def files(draw):
         entropy_coded=draw(st.booleans()),
         subtype=draw(st.sampled_from(container.SUBTYPES)),
         segment_frames=draw(st.integers(1, 255)) * 16,
+        has_depths=draw(st.booleans()),
     )
     name = st.text([chr(code) for code in range(0x20, 0x7E) if code != ord("=")], min_size=1, max_size=9)
     tags = tuple(draw(st.lists(st.tuples(name, st.text(max_size=20)), max_size=4)))
@@ -148,12 +243,18 @@ def files(draw):
             frames = draw(st.integers(1, header.segment_frames))
         books = tuple(draw(st.integers(1 - channel, header.codebooks)) for channel in range(header.channels))
         lengths = [(count * frames * 10 + 7) // 8 for count in books]
+        if header.has_depths:
+            depths = [draw(st.integers(0, count)) for count in books]
+            lengths = [(frames * (5 + 10 * depth) + 7) // 8 if count else 0 for depth, count in zip(depths, books)]
         if header.entropy_coded:
             lengths = [min(length, draw(st.integers(0, 300))) for length in lengths]
         segments.append(Segment(frames, books, tuple(map(seed.randbytes, lengths))))
     num_samples = draw(st.integers(1, 2**64 - 2)) if segments else 0
     if draw(st.booleans()):
         header = dataclasses.replace(header, num_samples=num_samples)
+        if segments and draw(st.booleans()):
+            origin = container.Origin(draw(st.integers(0, 2**32 - 1)), draw(st.integers(0, 2**64 - 2)))
+            header = dataclasses.replace(header, origin=origin)
     return header, tags, segments, num_samples
 
 
@@ -179,7 +280,7 @@ def test_damaged_anywhere(file, data):
         packed[start + offset] ^= flips
     with pytest.raises(FormatError):
         unpack(bytes(packed))
-    if start >= 32:
+    if start >= len(container._pack_header(file[0], bool(file[1]))):
         found = salvage(bytes(packed))
         assert lost(found)
         assert all(segment in file[2] for segment in sound(found))
@@ -227,7 +328,8 @@ def test_no_audio():
 # Wrong input, read strictly
 
 
-@pytest.mark.parametrize("data", [TINY, STEREO, EMPTY], ids=["mono", "stereo", "empty"])
+@pytest.mark.parametrize("data", [TINY, STEREO, EMPTY, PART, DEPTHS],
+                         ids=["mono", "stereo", "empty", "part", "depths"])
 def test_every_prefix(data):
     starts = borders(data)
     for length in range(len(data)):
@@ -240,7 +342,8 @@ def test_every_prefix(data):
             assert lost(found) == [(whole, None)]
 
 
-@pytest.mark.parametrize("data", [TINY, STEREO, EMPTY], ids=["mono", "stereo", "empty"])
+@pytest.mark.parametrize("data", [TINY, STEREO, EMPTY, PART, DEPTHS],
+                         ids=["mono", "stereo", "empty", "part", "depths"])
 def test_every_flipped_bit(data):
     starts = borders(data)
     segments = unpack(data)[2]
@@ -330,7 +433,7 @@ def with_checksum(data: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("offset", "value", "message"),
     [
-        (5, 0x20, "flags are 0x20"),
+        (5, 0x80, "flags are 0x80"),
         (6, (7_999).to_bytes(4, "little"), "sample rate is 7999; expected 8000 to 192000"),
         (6, (192_001).to_bytes(4, "little"), "sample rate is 192001"),
         (26, 0, "number of codebooks is 0; expected 1 to 32"),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from audiocodec import weights
-from audiocodec.entropy import BOOK_SIZE, TOTAL, EntropyConfig, EntropyModel, counts
+from audiocodec.entropy import BOOK_SIZE, TOTAL, UNTOLD, EntropyConfig, EntropyModel, counts
 from audiocodec.errors import ModelError
 
 TINY = EntropyConfig(num_books=6, detailed_books=4, context_books=3, layers=2, width=32, heads=2,
@@ -53,56 +53,75 @@ def model(request) -> EntropyModel:
     return EntropyModel(TINY, random_tensors(TINY)) if request.param == "tiny" else released_model()
 
 
-def step_by_step(model: EntropyModel, codes: np.ndarray, num_books: np.ndarray) -> np.ndarray:
-    """The tables in the order in which a decoder computes them."""
+def random_depths(books: int, frames: int, sequences: int) -> tuple[np.ndarray, np.ndarray]:
+    """Depths (S, T) of sequences that tell them and, from the second on in turn, of such that do not; which do (S,)."""
+    depths = np.random.default_rng(1).integers(0, min(books, 31) + 1, (sequences, frames))
+    is_told = np.arange(sequences) % 2 == 0
+    return np.where(is_told[:, None], depths, np.arange(sequences)[:, None] % books + 1), is_told
+
+
+def joined(found) -> np.ndarray:
+    """The tables of all sequences, one after another."""
+    return np.concatenate([tables for tables, _ in found])
+
+
+def step_by_step(model: EntropyModel, codes: np.ndarray, depths: np.ndarray, is_told: np.ndarray) -> np.ndarray:
+    """The tables in the order in which a decoder computes them, then one sequence after another."""
     sequences, books, frames = codes.shape
     places = model.places(codes)
-    tables = np.empty((sequences, frames, books, 2, 32))
-    state = model.start(num_books)
-    previous = np.full((sequences, books), BOOK_SIZE)
+    tables = [[] for _ in range(sequences)]
+    state = model.start(sequences)
+    last, last_told = np.full((sequences, books), BOOK_SIZE), np.full(sequences, UNTOLD)
     for t in range(frames):
-        sums = model.contexts(state, previous[:, :, None])[:, 0]
+        sums = model.contexts(state, last[:, :, None], last_told[:, None])[:, 0]
+        found = model.depth_counts(sums, last_told)
+        last_told = np.where(is_told, depths[:, t], UNTOLD)
+        model.add_depth(sums, last_told)
+        for sequence in np.flatnonzero(is_told):
+            tables[sequence].append(found[sequence])
         for k in range(books):
-            hidden = model.hidden(k, sums, previous[:, k])
-            tables[:, t, k, 0] = model.class_counts(k, hidden)
-            tables[:, t, k, 1] = model.member_counts(k, hidden, places[:, k, t] // 32)
+            hidden = model.hidden(k, sums, last[:, k])
+            both = model.class_counts(k, hidden), model.member_counts(k, hidden, places[:, k, t] // 32)
             model.add(k, sums, places[:, k, t])
-        previous = places[:, :, t]
-    return tables
+            for sequence in np.flatnonzero(depths[:, t] > k):
+                tables[sequence] += [level[sequence] for level in both]
+        last = np.where(np.arange(books) < depths[:, t, None], places[:, :, t], BOOK_SIZE)
+    return np.concatenate(tables)
 
 
 def test_whole_segments_and_single_frames_give_the_same_tables(model):
     books = model.config.num_books
-    codes, num_books = random_codes((3, books, 75)), np.array([books, 1, 2])
-    tables, _ = model.tables(codes, num_books)
-    assert digest(step_by_step(model, codes, num_books)) == digest(tables)
+    codes, (depths, is_told) = random_codes((3, books, 75)), random_depths(books, 75, 3)
+    assert digest(step_by_step(model, codes, depths, is_told)) == digest(joined(model.tables(codes, depths, is_told)))
 
 
 def test_one_two_and_eight_sequences_at_once_give_the_same_tables(model):
     books = model.config.num_books
-    codes, num_books = random_codes((8, books, 30)), np.arange(8) % books + 1
+    codes, (depths, is_told) = random_codes((8, books, 30)), random_depths(books, 30, 8)
     digests = set()
     for together in (1, 2, 8):
         groups = np.split(np.arange(8), 8 // together)
-        digests.add(digest(np.concatenate([model.tables(codes[group], num_books[group])[0] for group in groups])))
+        found = [joined(model.tables(codes[group], depths[group], is_told[group])) for group in groups]
+        digests.add(digest(np.concatenate(found)))
     assert len(digests) == 1
 
 
 def test_tables_agree_with_a_plain_integer_reference():
     tensors = random_tensors(TINY)
-    codes = random_codes((2, TINY.num_books, 25))
-    tables, symbols = EntropyModel(TINY, tensors).tables(codes, np.array([TINY.num_books, 2]))
-    for sequence, books in enumerate((TINY.num_books, 2)):
-        expected, places = reference_tables(TINY, tensors, codes[sequence], books)
-        assert digest(tables[sequence]) == digest(expected)
-        assert symbols[sequence].tolist() == places.tolist()
+    codes, (depths, is_told) = random_codes((3, TINY.num_books, 25)), random_depths(TINY.num_books, 25, 3)
+    found = EntropyModel(TINY, tensors).tables(codes, depths, is_told)
+    for sequence, (tables, symbols) in enumerate(found):
+        expected, taken = reference_tables(TINY, tensors, codes[sequence], depths[sequence], is_told[sequence])
+        assert digest(tables) == digest(expected)
+        assert symbols.tolist() == taken
 
 
 def test_released_tables_agree_with_a_plain_integer_reference():
     model, tensors = released_model(), weights.load("nac-24k").part("entropy")
-    codes = random_codes((1, 8, 5))
-    expected, _ = reference_tables(model.config, tensors, codes[0], 8)
-    assert digest(model.tables(codes, np.array([8]))[0]) == digest(expected)
+    codes, depths = random_codes((2, 8, 5)), np.array([[8] * 5, [0, 3, 8, 1, 5]])
+    for sequence, (tables, _) in enumerate(model.tables(codes, depths, np.array([False, True]))):
+        expected, _ = reference_tables(model.config, tensors, codes[sequence], depths[sequence], bool(sequence))
+        assert digest(tables) == digest(expected)
 
 
 @pytest.mark.parametrize("setting", [("OPENBLAS_NUM_THREADS", "2"), *(("OPENBLAS_CORETYPE", k) for k in KERNELS)])
@@ -125,27 +144,36 @@ def digests_at_full_size() -> list[str]:
     models = [EntropyModel(config, random_tensors(config))]
     if any(path.stem == "nac-24k" for path in weights.released()):
         models.append(released_model())
-    codes = random_codes((4, 4, 128))
-    return [digest(model.tables(codes, np.array([4, 4, 2, 1]))[0]) for model in models]
+    codes, told = random_codes((4, 4, 128)), random_depths(4, 128, 4)
+    return [digest(joined(model.tables(codes, *told))) for model in models]
 
 
 def test_tables_do_not_depend_on_later_books_or_later_frames():
     model = EntropyModel(TINY, random_tensors(TINY))
-    codes, whole = random_codes((1, 6, 20)), np.array([6])
-    tables, _ = model.tables(codes, whole)
-    fewer, _ = model.tables(codes[:, :TINY.context_books], np.array([TINY.context_books]))
-    shorter, _ = model.tables(codes[:, :, :7], whole)
-    assert (tables[:, :, :TINY.context_books] == fewer).all()
-    assert (tables[:, :7] == shorter).all()
+    codes, few = random_codes((1, 6, 20)), TINY.context_books
+
+    def constant(codes: np.ndarray) -> np.ndarray:
+        (tables, _), = model.tables(codes, np.full_like(codes[:, 0], codes.shape[1]), np.array([False]))
+        return tables.reshape(codes.shape[2], codes.shape[1], 2, 32)
+
+    assert (constant(codes)[:, :few] == constant(codes[:, :few])).all()
+    assert (constant(codes)[:7] == constant(codes[:, :, :7])).all()
 
 
 def test_cost_adds_up_the_chosen_frequencies():
     model = EntropyModel(TINY, random_tensors(TINY))
     codes = random_codes((2, 6, 9))
-    tables, symbols = model.tables(codes, np.array([6, 6]))
-    chosen = np.take_along_axis(tables, symbols[..., None].astype(int), -1) + 1
+    found = model.tables(codes, np.full((2, 9), 6), np.array([False, False]))
+    chosen = np.concatenate([tables[np.arange(len(symbols)), symbols] + 1 for tables, symbols in found])
     assert model.cost(codes).shape == (2, 6)
     assert model.cost(codes).sum() == pytest.approx(np.log2(TOTAL / chosen).sum())
+
+
+def test_activations_stay_in_float32(model):
+    """In float64 all is as exact, but every product would convert its weights anew and take more than twice as long."""
+    sums = model.contexts(model.start(2), random_codes((2, 3, 4)), np.full((2, 4), UNTOLD))
+    hidden = model.hidden(0, sums[:, 0], np.array([5, BOOK_SIZE]))
+    assert sums.dtype == hidden.dtype == (hidden @ model._class[0]).dtype == np.float32
 
 
 def test_counts_of_a_hand_worked_table():
@@ -205,9 +233,17 @@ def test_training_ends_in_an_integer_model_that_does_what_its_twin_does():
     net.limit()
     net.rounding, net.layers[1].distance.data[:, 3] = True, 0.5
     model = EntropyModel(TINY, net.integers() | {"order": training.class_ranks(codebooks).astype(np.int16)})
-    stream = training._stream(codes[None, :, :300], training.class_ranks(codebooks))
-    twin, integer = training.twin_bits(net, stream, "cpu"), training.integer_bits(model, stream)
+    stream = training._Stream(codes[None, :, :300], codebooks, training.class_ranks(codebooks))
+    twin, integer = training.twin_bits(net, stream.places, "cpu"), training.integer_bits(model, stream.places)
     assert integer == pytest.approx(twin, rel=2e-3)
+
+    depths, is_told = random_depths(6, 300, 1)
+    places = stream.places[None].long()
+    depth_nats, nats = net.losses(places, torch.from_numpy(depths), torch.from_numpy(is_told), list(range(6)))
+    is_there = torch.arange(6)[:, None, None] < torch.from_numpy(depths)
+    (tables, symbols), = model.tables(codes[None, :, :300], depths, is_told)
+    bits = np.log2(TOTAL / (tables[np.arange(len(symbols)), symbols] + 1)).sum()
+    assert (depth_nats.sum() + (nats * is_there).sum()).item() / np.log(2) == pytest.approx(bits, rel=2e-3)
 
 
 def test_class_ranks_number_similar_entries_alike():
@@ -220,37 +256,46 @@ def test_class_ranks_number_similar_entries_alike():
 
 # The reference: int64 and Python integers only, one sequence, one frame and one value after the other.
 
-def reference_tables(config, tensors, codes, num_books):
-    """Codes (K, T) -> tables (T, K, 2, 32) and symbols (T, K, 2)."""
+def reference_tables(config, tensors, codes, depths, is_told):
+    """Codes (K, T) and depths (T,) -> tables (n, 32) and symbols, in the order of coding."""
     tensors = {name: value.astype(np.int64) for name, value in tensors.items()}
-    books, frames = codes.shape
-    places = np.stack([tensors["order"][k, codes[k]] for k in range(books)])
     memory = [[] for _ in range(config.layers)]
-    tables, symbols = np.empty((frames, books, 2, 32), np.int64), np.empty((frames, books, 2), np.int64)
-    for t in range(frames):
-        previous = places[:, t - 1] if t else np.full(books, BOOK_SIZE)
-        x = np.zeros(config.width, np.int64)
+    tables, symbols = [], []
+    last, last_told = {}, UNTOLD
+    for codes_now, depth in zip(codes.T, depths):
+        told = depth if is_told else UNTOLD
+        x = 8 * tensors["depth.input"][last_told]
         for k in range(config.context_books):
-            x += 8 * tensors["input"][k, previous[k] if k < num_books else BOOK_SIZE]
+            x = x + 8 * tensors["input"][k, last.get(k, BOOK_SIZE)]
         for i in range(config.layers):
             x = x + reference_layer(config, tensors, f"layers.{i}.", x, memory[i])
         sums = nearest(tensors["context"] @ reference_norm(x) + tensors["context_bias"], 128)
-        for k in range(books):
-            past = tensors["before"][k, previous[k]] if k < config.detailed_books else 0
-            inputs = (sums + past).clip(-127, 127)
-            hidden = nearest(tensors["hidden"][k] @ inputs + tensors["hidden_bias"][k], 128).clip(0, 127)
-            symbols[t, k] = divmod(places[k, t], 32)
-            scores = tensors["class"][k] @ hidden + tensors["class_bias"][k]
-            tables[t, k, 0] = reference_counts(tensors, scores)
+        if is_told:
+            hidden = reference_hidden(tensors, "depth.", (), sums + tensors["depth.before"][last_told])
+            tables.append(reference_counts(tensors, tensors["depth.class"] @ hidden + tensors["depth.class_bias"]))
+            symbols.append(depth)
+        sums = sums + tensors["depth.here"][told]
+        here = {}
+        for k in range(depth):
+            here[k] = tensors["order"][k, codes_now[k]]
+            group, member = divmod(here[k], 32)
+            past = tensors["before"][k, last.get(k, BOOK_SIZE)] if k < config.detailed_books else 0
+            hidden = reference_hidden(tensors, "", k, sums + past)
+            tables.append(reference_counts(tensors, tensors["class"][k] @ hidden + tensors["class_bias"][k]))
             if k < config.detailed_books:
-                group = symbols[t, k, 0]
                 scores = tensors["member"][k, group] @ hidden + tensors["member_bias"][k, group]
-                tables[t, k, 1] = reference_counts(tensors, scores)
+                tables.append(reference_counts(tensors, scores))
+                sums = sums + tensors["here"][k, here[k]]
             else:
-                tables[t, k, 1] = 2 ** 24 // 32 - 1
-            if k < config.detailed_books:
-                sums = sums + tensors["here"][k, places[k, t]]
-    return tables, symbols
+                tables.append(np.full(32, 2 ** 24 // 32 - 1))
+            symbols += [group, member]
+        last, last_told = here, told
+    return np.array(tables), symbols
+
+
+def reference_hidden(tensors, name, book, inputs):
+    weights, bias = tensors[f"{name}hidden"][book], tensors[f"{name}hidden_bias"][book]
+    return nearest(weights @ inputs.clip(-127, 127) + bias, 128).clip(0, 127)
 
 
 def reference_layer(config, tensors, name, x, memory):

@@ -15,8 +15,8 @@ import soundfile
 from click.testing import CliRunner
 
 from audiocodec import cli, evaluate, options, peers, report_html, scores
+from audiocodec.clips import KINDS, Clip, choose_clips
 from audiocodec.errors import NacError
-from audiocodec.evaluate import Clip
 from audiocodec.peers import Codec
 
 RATE = 24_000
@@ -50,25 +50,47 @@ def write(path, samples, rate):
 
 
 def test_choose_clips(corpus):
-    clips = evaluate.choose_clips(corpus, "speech", 20)
+    clips = choose_clips(corpus, "speech", 20)
     assert [clip.name.split("/")[0] for clip in clips] == ["anna", "bert", "anna", "bert", "bert"]
     assert [len(clip.samples) / RATE for clip in clips] == [9, 10, 9, 10, 10]
     assert {clip.kind for clip in clips} == {"speech"}
-    again = evaluate.choose_clips(corpus / "speech", "speech", 3)
+    again = choose_clips(corpus / "speech", "speech", 3)
     assert [clip.name for clip in again] == [clip.name for clip in clips[:3]]
     assert all(np.array_equal(a.samples, b.samples) for a, b in zip(again, clips))
 
 
 def test_long_files_give_their_middle(corpus):
-    clips = evaluate.choose_clips(corpus, "music", 20)
+    clips = choose_clips(corpus, "music", 20)
     found = {clip.name: clip.samples for clip in clips}
     assert {name: len(found[name]) / RATE for name in found} == {"album/long": 10, "album/nine": 9}
     samples, _ = soundfile.read(corpus / "music" / "album" / "long.flac", dtype="float32")
     assert np.allclose(found["album/long"], samples[5 * RATE:15 * RATE].mean(axis=1))
 
 
+def test_more_pieces_of_long_files_once_there_is_nothing_else(tmp_path):
+    parts = [np.full(10 * 8000, level) for level in (0.1, 0.2, 0.3, 0.4, 0.5)]
+    write(tmp_path / "sfx" / "steps.wav", np.concatenate(parts), 8000)
+    write(tmp_path / "sfx" / "short.wav", parts[4], 8000)
+    found = choose_clips(tmp_path, "sfx", 20)
+    assert [clip.name for clip in found] == ["sfx/short", "sfx/steps", "sfx/steps, 25% in", "sfx/steps, 75% in"]
+    middles = [float(np.median(clip.samples)) for clip in found]
+    assert middles == pytest.approx([0.5, 0.3, 0.2, 0.4], abs=0.06)
+    assert [clip.name for clip in choose_clips(tmp_path, "sfx", 2)] == ["sfx/short", "sfx/steps"]
+
+
+def test_odd_files_are_named_and_passed_over(corpus, capsys):
+    (corpus / "music" / "album" / "empty.mp3").write_bytes(b"")
+    (corpus / "music" / "album" / "text.wav").write_text("not audio at all")
+    (corpus / "music" / "folder.wav").mkdir()
+    write(corpus / "music" / "out" / "audio" / "decoded.flac", np.full(9 * RATE, 0.1), RATE)
+    found = choose_clips(corpus, "music", 20, but=corpus / "music" / "out")
+    assert {clip.name for clip in found} == {"album/long", "album/nine"}
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2 and "empty.mp3: left out: " in said[0] and "text.wav: left out: " in said[1]
+
+
 def test_nothing_to_choose(corpus):
-    assert evaluate.choose_clips(corpus, "sfx", 20) == []
+    assert choose_clips(corpus, "sfx", 20) == []
 
 
 # Codecs and scores
@@ -121,6 +143,21 @@ def test_opus():
     assert len(codec.decode(codec.encode(tone))) == len(tone)
 
 
+@pytest.mark.skipif(not shutil.which("lame"), reason="lame is not installed")
+@pytest.mark.parametrize("kbps", [16, 32, 48, 64])     # at 8, 16, 22.05 and 24 kHz, with and without lame's tag
+def test_mp3_is_aligned(kbps):
+    rng = np.random.default_rng(0)
+    slow = np.interp(np.arange(8 * RATE + 77), np.arange(0, 8 * RATE + 100, 20), rng.normal(0, 0.1, 4 * RATE // 10 + 5))
+    slow = slow.astype(np.float32)       # noise below 600 Hz or so, whose every place is another
+    (row,) = evaluate.score_clips([Clip("slow", "music", slow)], [peers.mp3(kbps)], ["si_sdr"])
+    assert kbps < row["kbps"] < 1.03 * kbps and row["si_sdr"] > 10
+
+
+def test_rates_that_mp3_does_not_have():
+    with pytest.raises(NacError, match="mp3 has no 33 kbps; it has 8, 16, "):
+        peers.mp3(33)
+
+
 def test_program_that_is_missing():
     with pytest.raises(NacError, match="no-such-opusenc: not installed"):
         peers._run("no-such-opusenc")
@@ -169,9 +206,9 @@ def test_paired_bootstrap():
 
 def test_pairs_are_the_nearest_in_rate():
     lines = [{"kind": "music", "codec": codec, "kbps": kbps}
-             for codec, kbps in (("nac 3", 2.8), ("nac 12", 11.8), ("opus 6", 6.5), ("opus 12", 12.9), ("mp3 32", 32))]
-    assert scores.nearest_pairs(lines) == [
-        ("nac 3", "opus 6"), ("nac 3", "mp3 32"), ("nac 12", "opus 12"), ("nac 12", "mp3 32")]
+             for codec, kbps in (("nac 3", 2.8), ("nac 12", 11.8), ("opus 6", 5.5), ("opus 12", 12.9), ("mp3 32", 32))]
+    assert scores.nearest_pairs(lines) == [("nac 3", "opus 6"), ("nac 12", "opus 12"), ("nac 12", "mp3 32")]
+    assert scores.nearest_pairs(lines[2:]) == []
     assert scores.nearest_pairs(lines[:2]) == [("nac 3", "nac 12")]
 
 
@@ -259,7 +296,7 @@ def test_report_without_matplotlib(tmp_path, monkeypatch):
 def test_options_repeat_what_the_modules_say():
     assert options.METRICS == tuple(scores.METRICS)
     assert options.PEERS == tuple(peers.PEERS)
-    assert options.KINDS == (*evaluate.KINDS, "other")
+    assert options.KINDS == (*KINDS, "other")
 
 
 def run_eval(*args):
@@ -287,10 +324,12 @@ def test_command(corpus, tmp_path_factory):
     [
         (["--peers", "aac:6"], 2, "'aac:6'; expected opus:KBPS"),
         (["--kbps", "six"], 2, "'six'; expected numbers"),
+        (["--kbps", "0.1"], 2, "'0.1'; expected numbers from 0.75 to 48"),
         (["--codebooks", "2.5"], 2, "whole numbers"),
+        (["--codebooks", "33"], 2, "'33'; expected numbers from 1 to 32"),
         (["--kbps", ""], 2, "No codecs"),
         (["--metrics", "taste"], 2, "'taste'; expected some of mel"),
-        (["--kinds", "sfx"], 1, "no audio of 8 s under folders named sfx"),
+        (["--kinds", "sfx"], 1, "no audio of 8 s or more of sfx"),
     ],
 )
 def test_command_errors(corpus, args, status, message):

@@ -3,6 +3,7 @@ import sys
 
 import numpy as np
 import pytest
+import soundfile
 
 from audiocodec import metrics
 from audiocodec.errors import NacError
@@ -46,6 +47,21 @@ def test_optional_metrics(package, metric, best):
     speech = NOISE * np.sin(np.arange(len(NOISE)) * (2 * np.pi * 3 / RATE)).astype(np.float32) ** 2
     assert metric(speech, speech, RATE) == pytest.approx(best, abs=0.02)
     assert metric(speech, speech + NOISE[::-1], RATE) < best - 0.1
+
+
+@pytest.mark.parametrize(("metric", "mode", "rate", "noise"), [(metrics.visqol_speech, "speech", 16_000, 0.05),
+                                                               (metrics.visqol_audio, "audio", 48_000, 0.5)])
+def test_visqol_is_that_of_its_own_files(metric, mode, rate, noise, tmp_path):
+    """The package's own way, from WAV files at the rate of the mode, with nothing chosen but the mode."""
+    visqol = pytest.importorskip("visqol")
+    speech = NOISE * np.sin(np.arange(len(NOISE)) * (2 * np.pi * 3 / RATE)).astype(np.float32) ** 2
+    pair = speech, speech + NOISE[::-1] * np.float32(noise)
+    for name, samples in zip(("reference.wav", "decoded.wav"), pair):
+        soundfile.write(tmp_path / name, metrics.resample(samples, RATE, rate), rate, subtype="DOUBLE")
+    api = visqol.VisqolApi()
+    api.create(mode=mode)
+    found = api.measure(str(tmp_path / "reference.wav"), str(tmp_path / "decoded.wav")).moslqo
+    assert metric(*pair, RATE) == pytest.approx(found, abs=1e-4) and 1.1 < found < 4.7
 
 
 def test_pesq_of_silence_is_not_a_number():

@@ -33,12 +33,14 @@ def test_reads_as_libsndfile_does(tmp_path, subtype, container):
         assert np.array_equal(np.concatenate(list(reader.blocks(100)), 1), np.concatenate(list(wanted.blocks(100)), 1))
 
 
-@pytest.mark.parametrize("size", [0, 0xFFFFFFFF, 0x7FFFFF00])
-def test_length_may_be_unknown(tmp_path, size):
+@pytest.mark.parametrize("whole, size", [
+    (0, 0), (36, 0), (0xFFFFFFFF, 0), (0xFFFFFFFF, 0xFFFFFFFF), (0x7FFFFF24, 0x7FFFFF00)])
+def test_length_may_be_unknown(tmp_path, whole, size):
     audio.write(tmp_path / "a.wav", samples(1), 8000)
     data = bytearray((tmp_path / "a.wav").read_bytes())
     at = data.index(b"data") + 4
     data[at:at + 4] = struct.pack("<I", size)
+    data[4:8] = struct.pack("<I", whole)
     with stream(bytes(data)) as reader:
         assert reader.num_samples is None
         assert sum(block.shape[1] for block in reader.blocks(64)) == 1001
@@ -49,6 +51,13 @@ def test_tags_and_chunks_after_the_samples(tmp_path):
         writer.write(samples(1))
     with stream((tmp_path / "a.wav").read_bytes()) as reader:
         assert sum(block.shape[1] for block in reader.blocks(64)) == 1001
+
+
+def test_no_samples_and_chunks_after_them():
+    layout = struct.pack("<HHIIHH", 1, 1, 8000, 16000, 2, 16)
+    chunks = b"WAVEfmt \x10\0\0\0" + layout + b"data\0\0\0\0" + b"LIST\x0e\0\0\0INFOINAM\x02\0\0\0a\0"
+    with stream(b"RIFF" + struct.pack("<I", len(chunks)) + chunks) as reader:
+        assert reader.num_samples == 0 and not list(reader.blocks(64))
 
 
 def test_truncation_is_noticed(tmp_path):

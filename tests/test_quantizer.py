@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from audiocodec.quantizer import ResidualQuantizer, nearest
@@ -61,6 +62,19 @@ def test_codes_do_not_depend_on_what_is_searched_together():
     latents = latents.repeat(1, 1, 9).double()
     codes = quantizer.double().encode(latents, 6)
     assert torch.equal(codes, torch.cat([quantizer.encode(latents[:, :, t:t + 1], 6) for t in range(450)], 2))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_codes_do_not_depend_on_preparation_or_threads(threads):
+    quantizer, latents = _random_quantizer()
+    quantizer, latents = quantizer.double(), latents.repeat(1, 1, 9).double()
+    codes, before = quantizer.encode(latents, 6), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert torch.equal(quantizer.freeze().encode(latents, 6), codes)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_silence_takes_entry_zero_of_every_book():

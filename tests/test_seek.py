@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from audiocodec import audio, codec, container, seek
+from audiocodec import audio, codec, container, decoding, seek
 from audiocodec.errors import NacError
+from audiocodec.rangecoder import Shape
 
 
 @pytest.mark.parametrize("text, seconds", [
@@ -53,10 +54,10 @@ def test_only_the_segments_needed_are_read(coded):
     path, _ = coded(24000)
     loaded = codec.Codec.load(device="cpu")
     reader = container.Reader(io.BytesIO(path.read_bytes()))
-    excerpt = codec._excerpt(reader, loaded, Fraction(22), Fraction(23), True)
+    excerpt = decoding.find_excerpt(reader, loaded, Fraction(22), Fraction(23), True)
     assert (excerpt.first_segment, excerpt.num_segments) == (3, 1)
     reader = container.Reader(io.BytesIO(path.read_bytes()))
-    assert codec._excerpt(reader, loaded, Fraction(22), Fraction(23), False).num_segments is None
+    assert decoding.find_excerpt(reader, loaded, Fraction(22), Fraction(23), False).num_segments is None
 
 
 def test_without_seeking_the_samples_are_the_same(coded, tmp_path):
@@ -80,7 +81,8 @@ def test_fewer_books(coded, tmp_path):
     codec.decode_file(path, tmp_path / "b.wav", subtype="FLOAT", codebooks=1)
     header, _, segments, num_samples = container.unpack(path.read_bytes())
     loaded = codec.Codec.load(device="cpu")
-    codes = [loaded.coder(False).decode(segment.payloads, [(2, segment.num_frames)])[0][:1] for segment in segments]
+    codes = [loaded.coder(False).decode(segment.payloads, [Shape(2, segment.num_frames)])[0].codes[:1]
+             for segment in segments]
     wanted = loaded.decode_codes(np.concatenate(codes, 1)[None])[0, :, :num_samples]
     assert np.abs(audio.read(tmp_path / "b.wav")[0] - wanted).max() < 1 / 32768
     with pytest.raises(NacError, match="0 codebooks"):

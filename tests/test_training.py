@@ -84,11 +84,19 @@ def test_loudness_follows_the_ear():
 
     def loudness(frequency, level):              # of a sine, in dB SPL, with full scale at 103
         samples = 10 ** ((level - 103) / 20) * torch.sin(2 * torch.pi * frequency * seconds)
-        return float(distance.loudness(samples[None])[0, :, 10:-10].max())
+        return float(distance.loudness(distance.excitation(samples[None]))[0, :, 10:-10].max())
 
     assert loudness(1000, 70) / loudness(1000, 60) == pytest.approx(10 ** 0.23, rel=0.1)
     assert loudness(1000, -3) == 0 and loudness(1000, 15) > 0
     assert loudness(40, 30) == 0
+
+
+def test_what_is_added_is_worse_than_what_is_missing():
+    generator = torch.Generator().manual_seed(0)
+    speech, noise = (torch.randn(1, 6400, generator=generator) * level for level in (0.01, 0.01))
+    low = torch.nn.functional.avg_pool1d(speech, 33, 1, 16) * 4           # what has no highs
+    distance = LoudnessDistance(24_000, 768)
+    assert float(distance(low + noise, low)) > 1.5 * float(distance(low, low + noise))
 
 
 def test_the_balancer_gives_each_loss_its_share():
@@ -108,7 +116,8 @@ def test_every_book_sends_the_encoder_its_gradient():
     gradients = []
     for count in (1, 4):
         leaf = latents.clone().requires_grad_()
-        _, commitment = CodebookTrainer(quantizer).quantize(leaf, torch.tensor([count, count]), learn=False)
+        _, _, commitment = CodebookTrainer(quantizer).quantize(
+            leaf, torch.tensor([count, count]), torch.zeros(2), learn=False)
         commitment.backward()
         gradients.append(leaf.grad)
     residuals, left = [], latents.transpose(1, 2)
@@ -125,10 +134,28 @@ def test_books_follow_what_they_see_and_keep_their_zero():
     latents = torch.randn(1, 2, 64) + 5
     trainer = CodebookTrainer(quantizer, decay=0.5)
     for _ in range(50):
-        trainer.quantize(latents, torch.tensor([1]), learn=True)
+        trainer.quantize(latents, torch.tensor([1]), torch.zeros(1), learn=True)
     assert not quantizer.codebooks[0, 0].any()
     error = (latents - quantizer.decode(quantizer.encode(latents, 1))).square().mean()
     assert error < 0.9 * latents.var()
+
+
+def test_items_with_a_price_use_books_where_they_are_worth_it():
+    torch.manual_seed(0)
+    quantizer = ResidualQuantizer(6, 16, 8)
+    latents = (torch.randn(8, 40) * torch.linspace(0, 2, 40)).repeat(3, 1, 1)     # from silence to loud
+    kmeans_start(quantizer, latents.transpose(1, 2).reshape(-1, 8))
+    leaf = latents.clone().requires_grad_()
+    quantized, depths, _ = CodebookTrainer(quantizer).quantize(
+        leaf, torch.tensor([2, 2, 2]), torch.tensor([0, 0.2, 0.6]), learn=False)
+    assert (depths[0] == 2).all() and (depths[1:].min(1).values == 1).all()
+    assert (depths[1] >= depths[2]).all() and depths[1].sum() > depths[2].sum()
+    assert depths[1, :5].sum() < depths[1, -5:].sum()
+    codes = quantizer.encode(latents, 6)
+    codes = torch.where(torch.arange(6)[:, None] < depths[:, None], codes, 0)
+    assert torch.allclose(quantized, quantizer.decode(codes), atol=1e-5)
+    quantized.sum().backward()
+    assert torch.equal(leaf.grad, torch.ones_like(leaf))              # straight through
 
 
 def test_a_refit_wastes_no_entry():
@@ -222,7 +249,7 @@ def test_a_tiny_model_learns_a_few_seconds_by_heart(tmp_path, request):
     assert not done.exit_code, done.output
 
     losses = [line["loudness"] for line in _lines(run) if "loudness" in line]
-    assert losses[-1] < 0.8 * losses[0]
+    assert losses[-1] < 0.9 * losses[0]
     model = str(run / "model.safetensors")
     assert weights.load(model).config["about"]["licence"] == "CC0"
     decoded, _ = codec.decode(codec.encode(clip[None], 24_000, kbps=12, model=model), model=model)
@@ -284,7 +311,7 @@ def test_a_killed_command_goes_on(folder, tmp_path):
 @pytest.mark.parametrize("text, message", [
     ("[training]\nbtach = 4", "unknown key in [training]: btach; the nearest is batch"),
     ("[modle]\nhop = 4", "unknown table: modle; the nearest is model"),
-    ("[training]\nbatch = 'many'", "training.batch = 'many'; expected a int, such as 8"),
+    ("[training]\nbatch = 'many'", "training.batch = 'many'; expected a int, such as 5"),
     ("[training]\ncrop = 1000", "training.crop = 1000; expected 16 times the hop, 320, or more of it"),
     ("base = 'huge'", "base 'huge'; expected one of nac-24k, nac-24k-gpu, tiny"),
     ("[training", "small.toml: "),

@@ -6,6 +6,7 @@ van den Oord et al.: "Neural discrete representation learning", 2017, appendix A
 import torch
 from torch import Tensor
 
+from audiocodec.depths import choose_depths
 from audiocodec.quantizer import ResidualQuantizer, nearest
 from audiocodec.training.distributed import Team
 
@@ -67,30 +68,43 @@ class CodebookTrainer:
         self.counts.fill_(1)
         self.sums.copy_(self.quantizer.codebooks)
 
-    def quantize(self, latents: Tensor, num_books: Tensor, learn: bool) -> tuple[Tensor, Tensor]:
-        """Latents (B, D, T) and each item's number of books (B,) -> quantized latents and the commitment loss.
+    def quantize(self, latents: Tensor, num_books: Tensor, prices: Tensor,
+                 learn: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents (B, D, T) -> quantized latents, the books that each frame used (B, T), and the commitment loss.
 
+        num_books (B,): of all frames of an item, unless it has a price (B,) above 0 by which to choose depths.
         Gradients pass straight through. Each residual is formed from detached vectors, so every book's commitment
         reaches the encoder (EnCodec's issue 25 tells what happens otherwise).
         """
         batch, dim, frames = latents.shape
         rows = latents.transpose(1, 2).reshape(-1, dim)
-        remaining = num_books.repeat_interleave(frames)
+        steps = self._steps(rows.detach())
+        norms = torch.stack([left.norm(dim=1) for left, *_ in steps] + [(steps[-1][0] - steps[-1][1]).norm(dim=1)], 1)
+        priced = choose_depths(norms.view(batch, frames, -1).transpose(1, 2), prices[:, None, None], 1)
+        depths = torch.where(prices[:, None] > 0, priced, num_books[:, None])
+        remaining = depths.flatten()
         quantized = torch.zeros_like(rows)
         commitment = rows.new_zeros(())
         seen = []
-        for book, k in zip(self.quantizer.codebooks, range(int(num_books.max()))):
+        for k, (left, chosen, index) in enumerate(steps):
             active = (remaining > k).nonzero()[:, 0]
-            residual = rows[active] - quantized[active]
-            index = nearest(residual.detach(), book)
-            chosen = book[index]
-            commitment = commitment + (residual - chosen).square().sum() / len(rows)
-            seen.append((residual.detach(), chosen, index))
+            left, chosen, index = left[active], chosen[active], index[active]
+            commitment = commitment + (rows[active] - quantized[active] - chosen).square().sum() / len(rows)
+            seen.append((left, chosen, index))
             quantized = quantized.index_add(0, active, chosen)
         if learn:
             self._move(seen)
         straight = rows + (quantized - rows).detach()
-        return straight.reshape(batch, frames, dim).transpose(1, 2), commitment / dim
+        return straight.reshape(batch, frames, dim).transpose(1, 2), depths, commitment / dim
+
+    def _steps(self, rows: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """What each book finds of vectors (N, D): residuals (N, D), the entries nearest to them, their numbers (N,)."""
+        steps = []
+        for book in self.quantizer.codebooks:
+            index = nearest(rows, book)
+            steps.append((rows, book[index], index))
+            rows = rows - book[index]
+        return steps
 
     @torch.no_grad()
     def _move(self, seen: list[tuple[Tensor, Tensor, Tensor]]) -> None:
@@ -105,7 +119,7 @@ class CodebookTrainer:
         scale = counts.shape[1] / total.clamp_min(1)
         self.counts.lerp_(counts * scale, share)
         self.sums.lerp_(sums * scale[..., None], share[..., None])
-        dead = self.counts < _LEAST_USE
+        dead = (self.counts < _LEAST_USE) & (total > 0)
         for k in dead[:len(seen)].any(1).nonzero()[:, 0].tolist():
             residual, chosen, _ = seen[k]
             self.sums[k, dead[k]] = _farthest(residual, residual - chosen, int(dead[k].sum()))

@@ -5,6 +5,7 @@ gradients pass straight through it. Bengio et al.: "Estimating or propagating gr
 2013; Jacob et al.: "Quantization and training of neural networks for efficient integer-arithmetic-only inference",
 2018.
 """
+import copy
 import math
 import os
 import re
@@ -19,9 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from audiocodec.depths import PRICES, choose_depths, norms_left
 from audiocodec.entropy import (
-    ABSENT, ACTIVATION_BITS, ATTENTION_SCALE, ATTENTION_STEPS, BOOK_SIZE, CLASSES, LIMIT, MAX_FRAMES, MEMBERS,
-    RESIDUAL_BITS, SCORE_STEPS, WEIGHT_BITS, EntropyConfig, EntropyModel)
+    ABSENT, ACTIVATION_BITS, ATTENTION_SCALE, ATTENTION_STEPS, BOOK_SIZE, CLASSES, DEPTHS, LIMIT, MAX_FRAMES, MEMBERS,
+    RESIDUAL_BITS, SCORE_STEPS, UNTOLD, WEIGHT_BITS, EntropyConfig, EntropyModel)
 
 _ACTIVATION = 1 << ACTIVATION_BITS
 _WEIGHT = 1 << WEIGHT_BITS
@@ -33,13 +35,15 @@ _OF_BOOKS = ("here", "before", "hidden", "hidden_bias", "class", "class_bias", "
 _RANGE = 7                         # scores are limited to as many nats on either side of 0
 _MASKED = -1e4
 _ROUNDING_FROM = 0.75              # of the way
+_PRICED = 0.6                      # of the sequences; the others have equally many books in all frames
+_DEPTH_WEIGHT = 0.1                # of a frame's depth, in codes
 _LOG_UPDATES = 50
 _CHECKPOINT_SECONDS = 180
 
 
-def train_entropy(codes: np.ndarray, codebooks: np.ndarray, *, config: EntropyConfig, minutes: float | None = None,
-                  updates: int | None = None, batch: int = 8, rate: float = 3e-3, seed: int = 0, device: str = "cpu",
-                  log: Callable[[int, float, float], None] | None = None,
+def train_entropy(codes: np.ndarray, codebooks: np.ndarray, *, config: EntropyConfig,
+                  minutes: float | None = None, updates: int | None = None, batch: int = 8, rate: float = 3e-3,
+                  seed: int = 0, device: str = "cpu", log: Callable[[int, float, float], None] | None = None,
                   checkpoint: Path | None = None) -> tuple[EntropyConfig, dict[str, np.ndarray], dict]:
     """Train on codes (S, K, T) of codebooks (K, 1024, D), for so many minutes or so many updates.
 
@@ -50,8 +54,7 @@ def train_entropy(codes: np.ndarray, codebooks: np.ndarray, *, config: EntropyCo
     """
     torch.manual_seed(seed)
     ranks = class_ranks(codebooks[:config.num_books])
-    stream = _stream(codes, ranks)
-    stream, held_out = stream.split([stream.shape[1] * 19 // 20, -(-stream.shape[1] // 20)], 1)
+    stream, held_out = _Stream(codes, codebooks, ranks).split(19 / 20)
     learner = _Learner(config, codebooks, ranks, rate, seed, device)
     if checkpoint and checkpoint.exists():
         learner.load(checkpoint)
@@ -77,8 +80,8 @@ def train_entropy(codes: np.ndarray, codebooks: np.ndarray, *, config: EntropyCo
     tensors = net.integers() | {"order": ranks.astype(np.int16)}
     answer = EntropyModel(replace(config, answer=""), tensors).answer()
     model = EntropyModel(replace(config, answer=answer), tensors)
-    report = {"updates": learner.updates, "float": twin_bits(net, held_out, device),
-              "integer": integer_bits(model, held_out)}
+    report = {"updates": learner.updates, "float": twin_bits(net, held_out.places, device),
+              "integer": integer_bits(model, held_out.places)}
     return model.config, tensors, report
 
 
@@ -95,13 +98,16 @@ class _Learner:
         self.rate, self.device = rate, device
         self.updates, self.seconds = 0, 0.0
 
-    def update(self, stream: Tensor, batch: int, share: float) -> float:
-        """One update on a stream (K, N), `share` of the way; returns bits per code."""
+    def update(self, stream: "_Stream", batch: int, share: float) -> float:
+        """One update, `share` of the way; returns bits per code."""
         began = time.monotonic()
         self.net.rounding = share >= _ROUNDING_FROM
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate * min(1, 0.02 + share / 0.04) * (0.51 + 0.49 * math.cos(math.pi * share))
-        bits = _update(self.net, self.optimizer, _draw(stream, batch, self.random).to(self.device), self.random)
+        places, norms = stream.draw(batch, self.random)
+        depths, is_told = draw_depths(norms, self.net.config, self.random)
+        bits = _update(self.net, self.optimizer, places.to(self.device), depths.to(self.device),
+                       is_told.to(self.device), self.random)
         self.updates += 1
         self.seconds += time.monotonic() - began
         return bits
@@ -156,6 +162,7 @@ class EntropyNet(nn.Module):
         self.layers = nn.ModuleList(_Layer(config) for _ in range(config.layers))
         self.context = _weight(config.head_width, config.width)
         self.context_bias = _zeros(config.head_width)
+        self.depth = _Depth(config)
         self.books = nn.ModuleList(_Book(config, k < config.detailed_books) for k in range(config.num_books))
 
     @torch.no_grad()
@@ -181,28 +188,33 @@ class EntropyNet(nn.Module):
             if steps := _EIGHT_BITS.get(_kind(name)):
                 value.clamp_(-LIMIT / steps, LIMIT / steps)
 
-    def losses(self, codes: Tensor, num_books: Tensor, books: list[int]) -> Tensor:
-        """Nats of the codes of some books, in rising order.
+    def losses(self, codes: Tensor, depths: Tensor, is_told: Tensor, books: list[int]) -> tuple[Tensor, Tensor]:
+        """Nats of the depths (B, T), and of the codes of some books, in rising order, (len(books), B, T).
 
-        Places in class order (B, K, T), of which (B, 1) books are there -> (len(books), B, T).
+        Places in class order (B, K, T), of which the first depths (B, T) are there; is_told (B,): whether depths are
+        coded. The nats of what is not coded mean nothing.
         """
-        previous = F.pad(codes[:, :, :-1], (1, 0), value=ABSENT)
-        sums = self.contexts(previous, num_books)
-        losses, done = [], 0
+        is_there = torch.arange(codes.shape[1], device=codes.device)[:, None] < depths[:, None]
+        last = F.pad(torch.where(is_there, codes, ABSENT)[:, :, :-1], (1, 0), value=ABSENT)
+        told = torch.where(is_told[:, None], depths, UNTOLD)
+        last_told = F.pad(told[:, :-1], (1, 0), value=UNTOLD)
+        sums = self.contexts(last, last_told)
+        depth_nats = self.depth(sums, last_told, depths.clamp_max(DEPTHS - 1), self.rounding)
+        sums = sums + self.depth.add(told, self.rounding)
+        nats, done = [], 0
         for k in books:
             for j in range(done, k):
                 if self.books[j].detailed:
                     sums = sums + self.books[j].add(codes[:, j], self.rounding)
-            losses.append(self.books[k](sums, previous[:, k], codes[:, k], self.rounding))
+            nats.append(self.books[k](sums, last[:, k], codes[:, k], self.rounding))
             done = k
-        return torch.stack(losses)
+        return depth_nats, torch.stack(nats)
 
-    def contexts(self, previous: Tensor, num_books: Tensor) -> Tensor:
-        """The codes before each frame (B, K, T) -> what the books start from (B, T, E)."""
-        x = 0
+    def contexts(self, last: Tensor, last_told: Tensor) -> Tensor:
+        """Each frame's codes (B, K, T) and depth (B, T) one frame ago -> what the books start from (B, T, E)."""
+        x = _rounded(F.embedding(last_told, self.depth.input), _ACTIVATION, self.rounding)
         for k, table in enumerate(self.input):
-            codes = torch.where(num_books > k, previous[:, k], ABSENT)
-            x = x + _rounded(F.embedding(codes, table), _ACTIVATION, self.rounding)
+            x = x + _rounded(F.embedding(last[:, k], table), _ACTIVATION, self.rounding)
         for layer in self.layers:
             x = x + layer(x, self.rounding)
         weights = _rounded(self.context, _WEIGHT, self.rounding)
@@ -222,12 +234,39 @@ class EntropyNet(nn.Module):
             kept = "int8" if kind in _EIGHT_BITS else "int16" if kind == "distance" else "int32"
             together = kind if name.startswith(("books.", "input.")) else name
             parts.setdefault(together, []).append(value.astype(kept))
-        tensors = {name: np.stack(values) if _kind(name) in ("input", *_OF_BOOKS) else values[0]
+        tensors = {name: np.stack(values) if name in ("input", *_OF_BOOKS) else values[0]
                    for name, values in parts.items()}
         falling = np.exp(-np.arange(256) / ATTENTION_STEPS)
         rising = np.exp(np.arange(2 * _RANGE * SCORE_STEPS) / SCORE_STEPS)
         return tensors | {"attention_table": np.rint(255 * falling).astype(np.uint8),
                           "count_table": np.rint(rising).astype(np.int32)}
+
+
+class _Depth(nn.Module):
+    """How frames' depths are predicted, and how they tell the books of their frame, and the next frame."""
+
+    def __init__(self, config: EntropyConfig):
+        super().__init__()
+        self.input = _table(DEPTHS + 1, config.width)
+        self.before = _table(DEPTHS + 1, config.head_width)
+        self.here = _table(DEPTHS + 1, config.head_width)
+        self.hidden = _weight(config.head_hidden, config.head_width)
+        self.hidden_bias = _zeros(config.head_hidden)
+        self.register_parameter("class", nn.Parameter(0.02 * torch.randn(DEPTHS, config.head_hidden)))
+        self.class_bias = _zeros(DEPTHS)
+
+    def add(self, told: Tensor, rounding: bool) -> Tensor:
+        """Depths (B, T) -> what they add to the sums that the frame's books start from (B, T, E)."""
+        return _rounded(F.embedding(told, self.here), _ACTIVATION, rounding)
+
+    def forward(self, sums: Tensor, last_told: Tensor, depths: Tensor, rounding: bool) -> Tensor:
+        """Sums (B, T, E), depths one frame ago and now (B, T) -> nats (B, T)."""
+        sums = sums + _rounded(F.embedding(last_told, self.before), _ACTIVATION, rounding)
+        hidden = F.linear(_activation(sums, -LIMIT, rounding), _rounded(self.hidden, _WEIGHT, rounding),
+                          self.hidden_bias)
+        hidden = _activation(hidden, 0, rounding)
+        scores = F.linear(hidden, _rounded(getattr(self, "class"), _WEIGHT, rounding), self.class_bias)
+        return F.cross_entropy(scores.float().clamp(-_RANGE, _RANGE).transpose(1, 2), depths, reduction="none")
 
 
 class _Book(nn.Module):
@@ -382,35 +421,64 @@ def _groups(net: EntropyNet) -> list[dict]:
     return [{"params": matrices, "weight_decay": 0.02}, {"params": others, "weight_decay": 0.0}]
 
 
-def _stream(codes: np.ndarray, ranks: np.ndarray) -> Tensor:
-    """Codes (S, K, T) end to end, as places in class order: int16 (K, N)."""
-    return torch.from_numpy(np.stack([rank[codes[:, k].ravel()] for k, rank in enumerate(ranks.astype(np.int16))]))
+class _Stream:
+    """Codes (S, K, T) end to end, as places in class order (K, N), and what is left of each frame (K + 1, N)."""
+
+    def __init__(self, codes: np.ndarray, codebooks: np.ndarray, ranks: np.ndarray):
+        self.places = torch.from_numpy(np.stack(
+            [rank[codes[:, k].ravel()] for k, rank in enumerate(ranks.astype(np.int16))]))
+        norms = np.stack([norms_left(sequence[None], codebooks)[0].astype(np.float16) for sequence in codes], 1)
+        self.norms = torch.from_numpy(norms.reshape(len(norms), -1))
+
+    def split(self, share: float) -> tuple["_Stream", "_Stream"]:
+        """The first part, of so large a share, and the rest."""
+        parts = copy.copy(self), copy.copy(self)
+        at = int(self.places.shape[1] * share)
+        for part, there in zip(parts, (slice(at), slice(at, None))):
+            part.places, part.norms = self.places[:, there], self.norms[:, there]
+        return parts
+
+    def draw(self, batch: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Random segments: places, int64 (B, K, 512), and norms, float32 (B, K + 1, 512)."""
+        starts = torch.randint(self.places.shape[1] - MAX_FRAMES + 1, (batch,), generator=random).tolist()
+        places, norms = (torch.stack([values[:, start:start + MAX_FRAMES] for start in starts])
+                         for values in (self.places, self.norms))
+        return places.long(), norms.float()
 
 
-def _draw(stream: Tensor, batch: int, generator: torch.Generator) -> Tensor:
-    """Random segments, int64 (B, K, 512)."""
-    starts = torch.randint(stream.shape[1] - MAX_FRAMES + 1, (batch,), generator=generator)
-    return torch.stack([stream[:, start:start + MAX_FRAMES] for start in starts.tolist()]).long()
+def draw_depths(norms: Tensor, config: EntropyConfig, random: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Depths of sequences (B, T) by their norms (B, K + 1, T), and whether they are told (B,).
+
+    Some sequences pay a price, and tell their depths. The others have as many books in all frames as the model has, or
+    some few, which the transformer is to do with.
+    """
+    batch = len(norms)
+    few = torch.randint(1, 3 * config.context_books, (batch, 1), generator=random)
+    constant = few.where(few < config.context_books, config.num_books)
+    low, high = (math.log(price) for price in PRICES)
+    prices = torch.exp(low + (high - low) * torch.rand((batch, 1, 1), generator=random))
+    least = int(torch.randint(4, (1,), generator=random) > 0)
+    is_told = torch.rand(batch, generator=random) < _PRICED
+    return torch.where(is_told[:, None], choose_depths(norms, prices, least), constant), is_told
 
 
-def _update(net: EntropyNet, optimizer: torch.optim.Optimizer, codes: Tensor, generator: torch.Generator) -> float:
-    """One step on places (B, K, T), on some of the books: half of the first eight, and four others.
+def _update(net: EntropyNet, optimizer: torch.optim.Optimizer, codes: Tensor, depths: Tensor, is_told: Tensor,
+            random: torch.Generator) -> float:
+    """One step on places (B, K, T) of which depths (B, T) are there, told (B,) or not; returns bits a code.
 
-    Each sequence's number of books is drawn anew, so that the transformer learns to do with few. Returns bits a code.
+    On some of the books: half of the first eight, and four others.
     """
     books = net.config.num_books
     early = min(8, books)
-    chosen = torch.randperm(early, generator=generator)[:4].tolist()
-    chosen += (early + torch.randperm(books - early, generator=generator)[:4]).tolist()
-    seen = net.config.context_books
-    num_books = torch.randint(1, 3 * seen, (len(codes), 1), generator=generator)
-    num_books = num_books.where(num_books < seen, books).to(codes.device)
+    chosen = torch.randperm(early, generator=random)[:4].tolist()
+    chosen = sorted(chosen + (early + torch.randperm(books - early, generator=random)[:4]).tolist())
     with torch.autocast(codes.device.type, torch.bfloat16):
-        losses = net.losses(codes, num_books, sorted(chosen)).mean(2)        # (chosen, B)
-    there = torch.tensor(sorted(chosen), device=codes.device) < num_books    # (B, chosen)
-    loss = (losses * there.T).sum() / there.sum().clamp_min(1)
+        depth_nats, nats = net.losses(codes, depths, is_told, chosen)
+    is_there = torch.tensor(chosen, device=codes.device)[:, None, None] < depths
+    loss = (nats * is_there).sum() / is_there.sum().clamp_min(1)
+    depth_loss = (depth_nats.mean(1) * is_told).sum() / is_told.sum().clamp_min(1)
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    (loss + _DEPTH_WEIGHT * depth_loss).backward()
     nn.utils.clip_grad_norm_(net.parameters(), 1.0)
     optimizer.step()
     net.limit()
@@ -428,7 +496,8 @@ def twin_bits(net: EntropyNet, stream: Tensor, device: str) -> list[float]:
     """The twin's bits per code of each book on a stream (K, N), in float32, with all books there."""
     books, bits = net.config.num_books, []
     for places in _segments(stream).to(device).split(8):
-        nats = net.losses(places, torch.full((len(places), 1), books, device=device), list(range(books)))
+        depths = torch.full_like(places[:, 0], books)
+        _, nats = net.losses(places, depths, torch.zeros_like(depths[:, 0], dtype=torch.bool), list(range(books)))
         bits.append(nats.mean(2).cpu() / math.log(2))
     return torch.cat(bits, 1).mean(1).tolist()
 

@@ -23,21 +23,21 @@ class Generator(nn.Module):
         return self.encoder(blocks, self.encoder.start(blocks))[0].float().transpose(1, 2)
 
     def samples(self, latents: Tensor, num_books: Tensor) -> Tensor:
-        """Latents (B, D, T), books (B,) -> samples (B, (T - 1) * hop)."""
+        """Latents (B, D, T), books (B,) or (B, T) -> samples (B, (T - 1) * hop)."""
         rows = latents.transpose(1, 2)
         blocks, _ = self.decoder(rows, num_books, self.decoder.start(rows))
         return blocks[:, 1:].flatten(1)
 
-    def forward(self, samples: Tensor, num_books: Tensor, books: CodebookTrainer,
+    def forward(self, samples: Tensor, num_books: Tensor, prices: Tensor, books: CodebookTrainer,
                 frozen: bool) -> tuple[Tensor, Tensor]:
-        """Samples (B, N) coded with so many books each (B,) -> decoded samples, and the commitment loss.
+        """Samples (B, N), coded with books (B,) at prices (B,) -> decoded samples, and the commitment loss.
 
-        frozen: encoder and codebooks stay as they are.
+        num_books, prices: see `CodebookTrainer.quantize`. frozen: encoder and codebooks stay as they are.
         """
         with torch.set_grad_enabled(not frozen):
             latents = self.latents(samples)
-        quantized, commitment = books.quantize(latents, num_books, learn=not frozen)
-        return self.samples(quantized, num_books), commitment
+        quantized, depths, commitment = books.quantize(latents, num_books, prices, learn=not frozen)
+        return self.samples(quantized, depths), commitment
 
     def accelerate(self, device: str, fuse: bool) -> None:
         """Run the networks' products in bfloat16, and compile them."""

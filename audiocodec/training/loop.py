@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from audiocodec.depths import PRICES
 from audiocodec.errors import NacError
 from audiocodec.training import report
 from audiocodec.training.codebooks import CodebookTrainer, refit
@@ -181,8 +182,8 @@ class Trainer:
             group["lr"] = config.discriminator_rate * rate
 
         samples = next(self.batches).to(self.team.device, non_blocking=True)
-        num_books = torch.from_numpy(self._draw_books()).to(self.team.device)
-        made, commitment = self._generate(samples, num_books, self.books, self.stage == "polish")
+        num_books, prices = (torch.from_numpy(drawn).to(self.team.device) for drawn in self._draw_rates())
+        made, commitment = self._generate(samples, num_books, prices, self.books, self.stage == "polish")
 
         leaf = made.detach().requires_grad_()
         losses = {"loudness": sum(distance(leaf, samples).mean() for distance in self.loudness),
@@ -221,13 +222,20 @@ class Trainer:
         halves = [[score.chunk(2), [feature.chunk(2) for feature in features]] for score, features in both]
         return tuple([(scores[i], [feature[i] for feature in features]) for scores, features in halves] for i in (0, 1))
 
-    def _draw_books(self) -> np.ndarray:
-        """Half of the items take one of the nominal rates, half any number of books, small ones more often."""
+    def _draw_rates(self) -> tuple[np.ndarray, np.ndarray]:
+        """Each item's number of books, and the price of a book.
+
+        Half of the items pay a price: each frame takes as many books as are worth it. A quarter takes one of the
+        nominal rates, a quarter any number of books, small ones more often.
+        """
         batch, most = self.config.batch, self.config.model.num_books
         random = np.random.default_rng((self.config.seed, self.total_updates, self.team.rank))
         nominal = [n for n in (2, 4, 8, 16, 32) if n <= most]
-        any_number = np.exp(random.uniform(math.log(1.5), math.log(most + 1), batch)).astype(np.int64)
-        return np.where(random.random(batch) < 0.5, random.choice(nominal, batch), any_number.clip(1, most))
+        any_number = np.exp(random.uniform(math.log(1.5), math.log(most + 1), batch)).astype(np.int64).clip(1, most)
+        constant = np.where(random.random(batch) < 0.5, random.choice(nominal, batch), any_number)
+        pays = random.random(batch) < 0.5
+        prices = np.exp(random.uniform(*np.log(PRICES), batch)).astype(np.float32)
+        return constant, prices * pays
 
     @torch.no_grad()
     def _average_weights(self) -> None:

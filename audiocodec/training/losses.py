@@ -11,15 +11,18 @@ from audiocodec.training.distributed import Team
 _SILENCE = 1e-3              # mean magnitude under which a relative error stops growing
 _BARK_STEP = 0.5             # between the centres of bands
 _FULL_SCALE_LEVEL = 103.0    # dB SPL at which a sine of amplitude 1 is taken to be played
+_ADDED_FROM, _ADDED_TO = 3.0, 12.0     # weights of added sound: less counts nothing, more counts as much
+_HUSH = 50.0                 # power in a band, of which 1 is at 0 dB SPL, that additions have to rise above
 
 
 class LoudnessDistance(nn.Module):
     """How different samples sound, frame by frame, in specific loudness on a Bark scale.
 
     Power spectra are summed in overlapping bands of half a Bark, measured against the threshold in quiet, and raised
-    to 0.23. A difference under a quarter of the softer loudness is masked, and counts a tenth; sound that was added
-    counts more than sound that was lost. Zwicker, Fastl: "Psychoacoustics", 1990; Beerends et al.: "Perceptual
-    evaluation of speech quality, part II", 2002; bands after Traunmüller 1990, threshold after Terhardt 1979.
+    to 0.23. A difference under a quarter of the softer loudness is masked, and counts a tenth. Sound that was added
+    counts more: by the ratio of powers to 1.2, where that is 3 or more. Zwicker, Fastl: "Psychoacoustics", 1990;
+    Beerends et al.: "Perceptual evaluation of speech quality, part II", 2002; bands after Traunmüller 1990, threshold
+    after Terhardt 1979.
     """
 
     def __init__(self, sample_rate: int, window: int):
@@ -33,27 +36,37 @@ class LoudnessDistance(nn.Module):
         bands[narrow] = F.one_hot((bark - centre[narrow, None]).abs().argmin(1), len(bark)).float()
         kilohertz = 1.96 * (centre + 0.53) / (26.28 - centre)
         quiet = 3.64 * kilohertz ** -0.8 - 6.5 * torch.exp(-0.6 * (kilohertz - 3.3) ** 2) + 1e-3 * kilohertz ** 4
+        threshold = 10 ** (quiet.clamp(-10, 60)[:, None] / 10)  # as powers, of which 1 is at 0 dB SPL
         # A sine of amplitude 1 has window**2 / 16 in its strongest bin and half as much again beside it.
         full_scale = window ** 2 / 16 * 1.5
-        threshold = full_scale * 10 ** ((quiet.clamp(-10, 60) - _FULL_SCALE_LEVEL) / 10)
-        self.register_buffer("bands", bands / threshold[:, None], persistent=False)
+        scale = (2 * threshold) ** 0.23
+        self.register_buffer("bands", bands * 10 ** (_FULL_SCALE_LEVEL / 10) / full_scale / threshold, persistent=False)
+        self.register_buffer("threshold", threshold, persistent=False)
+        self.register_buffer("scale", scale / scale.mean(), persistent=False)
         self.register_buffer("hann", torch.hann_window(window), persistent=False)
 
-    def loudness(self, samples: Tensor) -> Tensor:
-        """Samples (B, N) -> loudness (B, bands, frames); 0 at and below the threshold in quiet."""
+    def excitation(self, samples: Tensor) -> Tensor:
+        """Samples (B, N) -> power in each band (B, bands, frames), 1 at the threshold in quiet."""
         spectrum = torch.stft(samples, self.window, self.window // 2, window=self.hann, return_complex=True)
-        excitation = self.bands @ (spectrum.real.square() + spectrum.imag.square())
-        return ((0.5 + 0.5 * excitation) ** 0.23 - 1).clamp_min(0)
+        return self.bands @ (spectrum.real.square() + spectrum.imag.square())
+
+    def loudness(self, excitation: Tensor) -> Tensor:
+        """Power over the threshold (B, bands, frames) -> loudness, 0 at and below the threshold."""
+        return ((0.5 + 0.5 * excitation) ** 0.23 - 1).clamp_min(0) * self.scale
 
     def forward(self, samples: Tensor, target: Tensor) -> Tensor:
         """Samples and what they should be, both (B, N) -> each item's distance (B,)."""
+        made = self.excitation(samples)
         with torch.no_grad():
-            wanted = self.loudness(target)
-        got = self.loudness(samples)
+            meant = self.excitation(target)
+            wanted = self.loudness(meant)
+            ratio = ((made * self.threshold + _HUSH) / (meant * self.threshold + _HUSH)) ** 1.2
+            weight = torch.where(ratio < _ADDED_FROM, 0, ratio.clamp(max=_ADDED_TO))
+        got = self.loudness(made)
         difference, masked = got - wanted, 0.25 * torch.minimum(got, wanted)
-        heard = (difference.abs() - masked).clamp_min(0) + 0.1 * difference.abs()
-        added = (difference - masked).clamp_min(0)
-        return ((heard.square().mean(1) + 1e-6).sqrt() + 0.5 * added.mean(1)).mean(1)
+        heard = (difference.abs() - masked).clamp_min(0)
+        felt = ((heard + 0.1 * difference.abs()).square().mean(1) + 1e-6).sqrt()
+        return (felt + 0.3 * (weight * heard).mean(1)).mean(1)
 
 
 class SpectrumDistance(nn.Module):

@@ -321,9 +321,9 @@ class Board:
         for i, clip in enumerate(reference):
             made = {books: decoded[books][i] for books in sorted(decoded, reverse=True)}
             if not self.has_reference:
-                self.writer.add_audio(f"clip_{i + 1}/reference", clip[None], step, sample_rate)
+                self.writer.add_audio(f"clip_{i + 1}/reference", clip[None].clamp(-1, 1), step, sample_rate)
             for books, samples in made.items():
-                self.writer.add_audio(f"clip_{i + 1}/{books:02}_books", samples[None], step, sample_rate)
+                self.writer.add_audio(f"clip_{i + 1}/{books:02}_books", samples[None].clamp(-1, 1), step, sample_rate)
             names = "_".join(["reference", *map(str, made)])
             image = torch.cat([_spectrogram(samples) for samples in (clip, *made.values())], dim=1)
             self.writer.add_image(f"spectrograms_{i + 1}/{names}", image, step)

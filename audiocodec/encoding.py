@@ -1,0 +1,237 @@
+"""The walk there: audio -> samples -> latents -> codes -> payload -> .nac bytes, with the rate held."""
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from audiocodec import audio, container, payloads, rate
+from audiocodec.depths import MAX_DEPTH
+from audiocodec.entropy import MAX_FRAMES
+from audiocodec.errors import AudioError, NacError
+from audiocodec.fitting import Count, Fitter
+from audiocodec.limits import MAX_KBPS, MIN_KBPS
+from audiocodec.pricing import Pricing
+from audiocodec.stereo import to_mid_side
+from audiocodec.tokens import Codec, StreamEncoder
+
+SEGMENT_FRAMES = MAX_FRAMES          # what the entropy model takes at once
+LIVE_SEGMENT_FRAMES = 16             # the fewest that the format has
+_FILE_OVERHEAD, _SEGMENT_OVERHEAD = 48, 10     # bytes besides payloads, roughly
+_WORTH = 2.5                         # times the books that fit without entropy coding: what may be worth computing
+
+
+Progress = Callable[[float, float], None]     # seconds done, seconds in all
+
+
+@dataclass(frozen=True)
+class EncodeResult:
+    """What became of one recording."""
+
+    num_bytes: int
+    seconds: float
+    codebooks: tuple[float, ...] = ()    # per channel, the mean of all frames; two channels are mid and side
+
+    @property
+    def kbps(self) -> float:
+        """The true bit rate, of every byte in the file."""
+        return self.num_bytes * 8e-3 / self.seconds if self.seconds else 0.0
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a file remembers of the audio it was made from."""
+
+    sample_rate: int
+    channels: int
+    num_samples: int | None          # as announced
+    subtype: str = "FLOAT"
+    tags: container.Tags = ()
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What was asked for: a ceiling in kbps or a count of codebooks, and whether to entropy-code."""
+
+    kbps: float | None
+    codebooks: int | None
+    entropy: bool
+    is_varied: bool = True           # whether frames may have other counts than those beside them, below a ceiling
+
+    def __post_init__(self):
+        if self.codebooks is None:
+            check_kbps(self.kbps)
+
+    def most_books(self, codec: Codec) -> int:
+        """Books per channel that are worth computing: a frame may use twice as many as the mean, and bits are saved."""
+        if self.codebooks is None:
+            most = min(codec.config.num_books, MAX_DEPTH) if self.is_varied else codec.config.num_books
+            return min(most, math.ceil(_WORTH * self.kbps * 1000 / codec.config.bits_per_book))
+        codec.check_books(self.codebooks)
+        return self.codebooks
+
+
+def check_kbps(kbps: float | None) -> None:
+    """Raise NacError for a rate that nac does not code at."""
+    if not (kbps and MIN_KBPS <= kbps <= MAX_KBPS):
+        raise NacError(f"{kbps} kbps; nac codes at {MIN_KBPS:g} to {MAX_KBPS:g}")
+
+
+def to_bandwidth(kbps: float) -> int:
+    """A rate as a file's header has it: bit/s, in steps of 10."""
+    return round(kbps * 100) * 10
+
+
+def encode(codec: Codec, blocks: Iterable[np.ndarray], source: Source, file, wish: Wish,
+           progress: Callable[[float], None], is_live: bool = False,
+           segment_frames: int = SEGMENT_FRAMES) -> EncodeResult:
+    """Write one file. With a count of books, or live, segments are written one by one; else the whole decides."""
+    analysis = _Segments(codec, blocks, source, wish.most_books(codec), segment_frames, progress)
+    header = make_header(codec, source, wish, segment_frames)
+    coder = codec.coder(wish.entropy)
+    if wish.codebooks is None and not (is_live and wish.is_varied):
+        return _fit(codec, analysis, source, file, wish, header)
+    if wish.codebooks is not None:
+        books = (wish.codebooks,) * source.channels
+        groups = ([codes] for codes in analysis) if is_live else payloads.batches(analysis)
+        segments = (segment for group in groups for segment in payloads.pack(coder, group, books))
+        size = _write(file, header, source.tags, segments, analysis)
+    else:
+        segments = Running(codec, wish, source)
+        size = _write(file, header, source.tags, segments.pack(analysis), analysis)
+        books = segments.count.mean
+    return EncodeResult(size, analysis.num_samples / source.sample_rate, books)
+
+
+def make_header(codec: Codec, source: Source, wish: Wish, segment_frames: int) -> container.Header:
+    """What the file that is wished for begins with."""
+    bandwidth = to_bandwidth(wish.kbps) if wish.codebooks is None else 0
+    return container.Header(
+        source.channels, source.sample_rate, source.num_samples, codec.weights.identity, wish.most_books(codec),
+        bandwidth, wish.entropy, source.subtype, segment_frames,
+        has_depths=wish.codebooks is None and wish.is_varied)
+
+
+class Analysis:
+    """Samples, piece by piece -> their codes, uint16 (C, K, t), in segments of equal length; only the last is shorter.
+
+    chunk: source samples that are resampled at once.
+    """
+
+    def __init__(self, codec: Codec, sample_rate: int, channels: int, num_books: int, segment_frames: int, chunk: int):
+        self._resampler = audio.Resampler(sample_rate, codec.config.sample_rate, chunk=chunk)
+        self._encoder = StreamEncoder(codec, channels, num_books)
+        self._segment_frames = segment_frames
+        self._held = np.zeros((channels, num_books, 0), np.uint16)
+        self.num_samples = 0         # per channel, taken so far
+
+    def push(self, samples: np.ndarray) -> list[np.ndarray]:
+        """Samples float32 (C, n) -> the segments they complete."""
+        self.num_samples += samples.shape[1]
+        return self._cut(self._encoder.push(self._resampler.push(to_mid_side(samples))))
+
+    def flush(self) -> list[np.ndarray]:
+        """The last segments, the very last one of any length."""
+        ready = self._cut(self._encoder.push(self._resampler.flush())) if self.num_samples else []
+        ready += self._cut(self._encoder.flush())
+        return ready + [self._held] if self._held.shape[2] else ready
+
+    def _cut(self, codes: np.ndarray) -> list[np.ndarray]:
+        self._held = np.concatenate([self._held, codes.astype(np.uint16)], 2)
+        ready = []
+        while self._held.shape[2] >= self._segment_frames:
+            ready.append(self._held[:, :, :self._segment_frames])
+            self._held = self._held[:, :, self._segment_frames:]
+        return ready
+
+
+class _Segments:
+    """Iterating gives the codes, uint16 (C, K, t), of one segment after another."""
+
+    def __init__(self, codec: Codec, blocks: Iterable[np.ndarray], source: Source, num_books: int,
+                 segment_frames: int, progress: Callable[[float], None]):
+        self._analysis = Analysis(codec, source.sample_rate, source.channels, num_books, segment_frames,
+                                  audio.chunk_for(segment_frames))
+        self._blocks, self._source = blocks, source
+        self.num_books = num_books
+        self.progress = progress     # hears of the share of the file that is done ...
+        self.scale = 1.0             # ... of which this is the analysis
+
+    @property
+    def num_samples(self) -> int:
+        """Per channel, taken so far."""
+        return self._analysis.num_samples
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        try:
+            for block in self._blocks:
+                yield from self._analysis.push(block)
+                self.progress(self.scale * self.num_samples / max(1, self.num_samples, self._source.num_samples or 0))
+        except AudioError:       # what has come goes out, where that is a pipe; without a trailer, as it is no whole
+            yield from self._analysis.flush()
+            raise
+        yield from self._analysis.flush()
+
+
+def _write(file, header: container.Header, tags: container.Tags, segments: Iterable[container.Segment],
+           analysis: _Segments) -> int:
+    """Write segments as they come; return the bytes of the file."""
+    writer = container.Writer(file, header, tags)
+    for segment in segments:
+        writer.write(segment)
+    writer.close(analysis.num_samples)
+    return writer.size
+
+
+def _fit(codec: Codec, analysis: _Segments, source: Source, file, wish: Wish, header: container.Header) -> EncodeResult:
+    """Write a file that the whole decides about."""
+    analysis.scale = 0.5
+    with rate.Spool() as segments:
+        for codes in analysis:
+            segments.append(codes)
+        budget = wish.kbps * 125 * analysis.num_samples / source.sample_rate
+        fitter = Fitter(codec, header, source.tags, segments, analysis.num_samples, budget,
+                        lambda share: analysis.progress(0.5 + 0.5 * share))
+        fitted = fitter.write(file)
+    return EncodeResult(fitted.num_bytes, analysis.num_samples / source.sample_rate, fitted.books)
+
+
+class Running:
+    """Rate control of a stream: each segment's price keeps the file so far below the ceiling.
+
+    Bytes that a segment leaves over, as in silence, are there for those after it.
+    """
+
+    def __init__(self, codec: Codec, wish: Wish, source: Source):
+        self._codec, self._wish, self._channels = codec, wish, source.channels
+        self._coder = codec.coder(wish.entropy)
+        self._codebooks = codec.codebooks
+        self._seconds_per_frame = codec.config.hop / codec.config.sample_rate
+        tags = sum(len(f"{name}={text}".encode()) + 3 for name, text in source.tags)
+        self._size = _FILE_OVERHEAD + 8 + (tags + 8 if tags else 0)
+        self._seconds = -2 * self._seconds_per_frame     # the last frame is the overlap, that before may be padding
+        self._ratio = 1.0
+        self.count = Count(self._channels)
+
+    def pack(self, segments: Iterable[np.ndarray]) -> Iterator[container.Segment]:
+        """Codes (C, K, t) of each segment -> segments."""
+        for codes in segments:
+            self._seconds += codes.shape[2] * self._seconds_per_frame
+            segment = self._pack(codes, max(0.0, self._seconds) * self._wish.kbps * 125 - self._size)
+            self._size += sum(map(len, segment.payloads)) + _SEGMENT_OVERHEAD + 4 * self._channels
+            yield segment
+
+    def _pack(self, codes: np.ndarray, budget: float) -> container.Segment:
+        overhead = _SEGMENT_OVERHEAD + 4 * self._channels
+        pricing = Pricing(self._codebooks, [codes], self._ratio)
+
+        def code(price: float) -> tuple[list[container.Segment], int, int]:
+            depths = pricing.depths(codes, price)
+            made = payloads.pack_depths(self._coder, [codes], [depths], True)
+            size = sum(map(len, made[0].payloads))
+            return (made, depths), size, 8 * size
+
+        (made, depths), _ = pricing.fit(code, 0, budget - overhead, 0)
+        self._ratio = pricing.ratio
+        self.count.add([depths])
+        return made[0]

@@ -1,0 +1,170 @@
+"""The codes of a whole file -> a .nac file that stays within a budget of bytes."""
+import dataclasses
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from audiocodec import container, payloads, rate
+from audiocodec.depths import MAX_DEPTH
+from audiocodec.pricing import Pricing
+from audiocodec.tokens import Codec
+
+_IN_MEMORY = 1 << 26     # bytes of a finished file; more than that go to a temporary one
+
+Books = tuple[int, ...]
+
+
+class Count:
+    """The mean depth of frames, per channel."""
+
+    def __init__(self, channels: int):
+        self._sums, self._frames = np.zeros(channels), 0
+
+    def add(self, depths: Iterable[np.ndarray]) -> None:
+        """depths: (C, t) of each segment."""
+        for part in depths:
+            self._sums += part.sum(1)
+            self._frames += part.shape[1]
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Books per channel; those of silence if there was no frame."""
+        return tuple((self._sums / self._frames).tolist()) if self._frames else (1.0,) + (0.0,) * (len(self._sums) - 1)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What became of a file."""
+
+    num_bytes: int
+    books: tuple[float, ...]     # per channel, the mean of all frames
+
+
+@dataclass(frozen=True)
+class Fitter:
+    """Writes codes to a file of `num_samples` that takes at most `budget` bytes, or the least that is possible.
+
+    segments: the codes, in order. progress: hears of the share that is done.
+    """
+
+    codec: Codec
+    header: container.Header
+    tags: container.Tags
+    segments: rate.Spool
+    num_samples: int
+    budget: float
+    progress: Callable[[float], None] = lambda share: None
+
+    def write(self, file) -> Fitted:
+        """With equally many books in all frames, unless the header says that they differ."""
+        if self.segments and self.header.has_depths:
+            return self._write_priced(file)
+        if self.segments:
+            return self._write_constant(file)
+        draft = self._draft((1,) + (0,) * (self.header.channels - 1))
+        draft.copy_to(file)
+        return Fitted(len(draft), draft.books)
+
+    def _rungs(self) -> list[Books]:
+        return rate.ladder(sum(added_energy(self.codec, codes) for codes in self.segments))
+
+    def _write_constant(self, file) -> Fitted:
+        """The most books that fit, the same in all segments."""
+        bits = rate.costs(self._model, self.segments)
+        books, draft = rate.largest(self._draft, self._rungs(), bits, self._overhead(0), self.budget)
+        draft.copy_to(file)
+        return Fitted(len(draft), books)
+
+    def _draft(self, books: Books) -> "_Draft":
+        draft = _Draft(books)
+        writer = self._writer(draft.file, max(books))
+        for at in range(0, len(self.segments), payloads.BATCH):
+            batch = self.segments[at:at + payloads.BATCH]
+            for segment in payloads.pack(self._coder, batch, books):
+                writer.write(segment)
+            self.progress((at + len(batch)) / len(self.segments))
+        writer.close(self.num_samples)
+        return draft
+
+    def _write_priced(self, file) -> Fitted:
+        """At one price of books for all frames, nearly.
+
+        Segments are coded once, in batches: what a batch takes more or less than was estimated, those after it make
+        up for. Only the last ones are coded again until the file fits.
+        """
+        pricing = Pricing(self.codec.codebooks, self.segments)
+        writer = self._writer(file, min(self.header.codebooks, MAX_DEPTH))
+        count = Count(self.header.channels)
+        last = (len(self.segments) - 1) // payloads.BATCH * payloads.BATCH
+        for at in range(0, last, payloads.BATCH):
+            price = pricing.find(at, 8 * (self.budget - writer.size - self._overhead(at)))
+            made, depths = self._priced(pricing, slice(at, at + payloads.BATCH), price)
+            pricing.learn(price, at, at + payloads.BATCH, _payload_bits(made))
+            for segment in made:
+                writer.write(segment)
+            count.add(depths)
+            self.progress((at + payloads.BATCH) / len(self.segments))
+
+        def code(price: float) -> tuple[tuple, int, float]:
+            made, depths = self._priced(pricing, slice(last, None), price)
+            return (made, depths), writer.size_with(made, self.num_samples), _payload_bits(made)
+
+        (made, depths), _ = pricing.fit(code, last, self.budget, writer.size + self._overhead(last))
+        for segment in made:
+            writer.write(segment)
+        count.add(depths)
+        writer.close(self.num_samples)
+        return Fitted(writer.size, count.mean)
+
+    def _priced(self, pricing: Pricing, which: slice, price: float) -> tuple[list[container.Segment], list[np.ndarray]]:
+        """Some of the segments, coded at a price, and the depths of their frames."""
+        codes = self.segments[which]
+        depths = [pricing.depths(part, price) for part in codes]
+        return payloads.pack_depths(self._coder, codes, depths, True), depths
+
+    @property
+    def _coder(self):
+        return self.codec.coder(self.header.entropy_coded)
+
+    @property
+    def _model(self):
+        return self.codec.entropy if self.header.entropy_coded else None
+
+    def _writer(self, file, most: int) -> container.Writer:
+        header = dataclasses.replace(self.header, num_samples=self.num_samples, codebooks=most)
+        return container.Writer(file, header, self.tags)
+
+    def _overhead(self, at: int) -> int:
+        """About how many bytes are still to be written before segment `at`, besides payloads."""
+        whole = 0 if at else 32 + sum(len(f"{name}={text}".encode()) + 3 for name, text in self.tags)
+        return whole + 24 + (10 + 3 * self.header.channels) * (len(self.segments) - at)
+
+
+def _payload_bits(segments: Sequence[container.Segment]) -> int:
+    return 8 * sum(len(payload) for segment in segments for payload in segment.payloads)
+
+
+class _Draft:
+    """A finished file, in memory while it is small."""
+
+    def __init__(self, books: Books):
+        self.books = books
+        self.file = tempfile.SpooledTemporaryFile(_IN_MEMORY)
+
+    def __len__(self) -> int:
+        return self.file.tell()
+
+    def copy_to(self, file) -> None:
+        size = len(self)
+        self.file.seek(0)
+        shutil.copyfileobj(self.file, file)
+        self.file.seek(size)
+
+
+def added_energy(codec: Codec, codes: np.ndarray) -> np.ndarray:
+    """Codes (C, K, T) -> the energy of what each book adds to each channel, (C, K)."""
+    energies = codec.quantizer.codebooks.square().sum(-1).cpu().numpy()
+    return np.array([[energy[index].sum() for energy, index in zip(energies, channel)] for channel in codes])

@@ -1,0 +1,97 @@
+"""The codes of segments <-> the container's segments, many at once: that is what the coders are quick at."""
+import itertools
+import time
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from audiocodec import container
+from audiocodec.errors import FormatError
+from audiocodec.rangecoder import Frames, Shape
+
+BATCH = 16           # segments that are coded side by side
+_PATIENCE = 0.1      # seconds that a segment on a pipe may take to come without being waited for
+
+Record = container.Segment | container.Damage
+
+
+def pack(coder, segments: Sequence[np.ndarray], books: Sequence[int]) -> list[container.Segment]:
+    """Codes (C, K, t) of each segment -> segments with so many books of each channel, the same in all frames."""
+    constant = np.array(books)[:, None]
+    return pack_depths(coder, segments, [constant.repeat(codes.shape[2], 1) for codes in segments], False)
+
+
+def pack_depths(coder, segments: Sequence[np.ndarray], depths: Sequence[np.ndarray],
+                is_told: bool) -> list[container.Segment]:
+    """Codes (C, K, t) and depths (C, t) of each segment -> segments with the first books of each frame.
+
+    is_told: whether depths are coded too, as they must be where frames differ.
+    """
+    books = [[max(count, 1 - channel) for channel, count in enumerate(depth.max(1).tolist())] for depth in depths]
+    streams = [Frames(np.where(np.arange(count)[:, None] < depth, channel[:count], 0).astype(np.int64), depth, is_told)
+               for codes, frames, counts in zip(segments, depths, books)
+               for channel, depth, count in zip(codes, frames, counts) if count]
+    payloads = iter(coder.encode(streams))
+    return [container.Segment(codes.shape[2], tuple(counts),
+                              tuple(next(payloads) if count else b"" for count in counts))
+            for codes, counts in zip(segments, books)]
+
+
+def unpack(coder, batch: Sequence[Record], header: container.Header) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield each segment's codes int64 (C, K, t) and the books its frames use (C, t); zeros for what is missing."""
+    used = [(segment, channel) for segment in batch if isinstance(segment, container.Segment)
+            for channel in range(header.channels) if segment.books[channel]]
+    decoded = iter(coder.decode(
+        [segment.payloads[channel] for segment, channel in used],
+        [Shape(segment.books[channel], segment.num_frames, header.has_depths) for segment, channel in used]))
+    for record in batch:
+        if isinstance(record, container.Damage):
+            for _ in range(record.count or 0):
+                codes = np.zeros((header.channels, header.codebooks, header.segment_frames), np.int64)
+                yield codes, np.full_like(codes[:, 0], header.codebooks)
+            continue
+        codes = np.zeros((header.channels, max(record.books), record.num_frames), np.int64)
+        depths = np.zeros_like(codes[:, 0])
+        for channel, count in enumerate(record.books):
+            if count:
+                codes[channel, :count], depths[channel], _ = next(decoded)
+        yield codes, depths
+
+
+def batches(items: Iterable) -> Iterator[tuple]:
+    """Group items as they are best coded."""
+    items = iter(items)
+    while batch := tuple(itertools.islice(items, BATCH)):
+        yield batch
+
+
+def foreseen(records: Iterable[Record], count: int | None) -> Iterator[tuple[Record, ...]]:
+    """Group records of which `count` are wanted (None: all), and more only if the reader goes on."""
+    records, size = iter(records), 1
+    yield from batches(itertools.islice(records, count))
+    while batch := tuple(itertools.islice(records, size)):
+        yield batch
+        size = min(2 * size, BATCH)
+
+
+def paced(records: Iterable[Record]) -> Iterator[tuple[Record, ...]]:
+    """Group what comes through a pipe, no more at once than it has ready.
+
+    A segment that had to be waited for is decoded alone; while none has to be, batches grow. What came before
+    damage comes before its FormatError.
+    """
+    records, size = iter(records), 1
+    while True:
+        batch, problem, start = [], None, time.monotonic()
+        try:
+            for record in itertools.islice(records, size):
+                batch.append(record)
+        except FormatError as error:
+            problem = error
+        size = min(2 * size, BATCH) if time.monotonic() - start < _PATIENCE else 1
+        if batch:
+            yield tuple(batch)
+        if problem:
+            raise problem
+        if not batch:
+            return

@@ -1,0 +1,82 @@
+"""The price of a codebook at which a file takes as many bytes as it may."""
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from audiocodec.depths import choose_depths, norms_left
+
+_LOWEST, _HIGHEST = 1e-3, 1e3     # price
+_STEPS = 24                       # of the search for a price: to one part in a million
+_DEPTH_BITS, _CODE_BITS = 3, 7.5  # of a frame's depth and of a code, at first
+_FRAMES = 1 << 15                 # that estimates rest upon, about
+_AIM = 0.997                      # of the budget: what is tried next, ...
+_CLOSE = 0.99                     # ... and what is near enough
+_TRIALS = 4
+_RISE = 1.2                       # of the price, when none of them fits
+
+Made = TypeVar("Made")
+
+
+class Pricing:
+    """Guesses what segments take at a price before they are coded, and learns from what they took."""
+
+    def __init__(self, codebooks: np.ndarray, segments: Sequence[np.ndarray], ratio: float = 1.0):
+        """codebooks: (K, V, D). segments: codes (C, K, t) of each. ratio: of true bits to the first guess."""
+        self._codebooks, self.ratio = codebooks, ratio
+        self._stride = 1 + sum(codes.shape[2] for codes in segments) // _FRAMES
+        norms = [norms_left(codes[:, :, ::self._stride], codebooks) for codes in segments]
+        self._starts = np.cumsum([0] + [part.shape[2] for part in norms])
+        self._norms = torch.from_numpy(np.concatenate(norms, 2))
+
+    def depths(self, codes: np.ndarray, price: float) -> np.ndarray:
+        """Codes (C, K, t) -> the books that their frames use at a price, int64 (C, t)."""
+        return _depths(torch.from_numpy(norms_left(codes, self._codebooks)), price).numpy()
+
+    def bits(self, price: float, first: int, end: int | None = None) -> float:
+        """About what the segments from `first` to before `end` take."""
+        part = self._norms[:, :, self._starts[first]:None if end is None else self._starts[end]]
+        depths = _depths(part, price)
+        return float(_DEPTH_BITS * depths.numel() + _CODE_BITS * depths.sum()) * self._stride * self.ratio
+
+    def learn(self, price: float, first: int, end: int | None, bits: float) -> None:
+        """Take note of what they took in truth."""
+        self.ratio *= max(bits, 1.0) / self.bits(price, first, end)
+
+    def find(self, first: int, budget: float) -> float:
+        """The price at which all segments from `first` on take so many bits, as near as prices go."""
+        low, high = _LOWEST, _HIGHEST
+        for _ in range(_STEPS):
+            price = (low * high) ** 0.5
+            low, high = (price, high) if self.bits(price, first) > budget else (low, price)
+        return high
+
+    def fit(self, code: Callable[[float], tuple[Made, int, float]], first: int, budget: float,
+            overhead: float) -> tuple[Made, float]:
+        """Code the segments from `first` on at the lowest price with which they stay within a budget of bytes.
+
+        code: makes them at a price; what was made, its bytes, and the bits of payloads among them. overhead: bytes
+        besides payloads, roughly. Returns what was made, and its price; that of the highest price if nothing fits.
+        """
+        best, best_size = None, -1
+        price = self.find(first, 8 * (_AIM * budget - overhead))
+        for _ in range(_TRIALS):
+            made, size, bits = code(price)
+            if best_size < size <= budget:
+                best, best_size = (made, price), size
+            if _CLOSE * budget <= size <= budget or size <= budget and price < 2 * _LOWEST:
+                break
+            self.learn(price, first, None, bits)
+            price = self.find(first, 8 * (_AIM * budget - size) + bits)
+        while best is None:
+            price = min(price * _RISE, _HIGHEST)
+            made, size, _ = code(price)
+            if size <= budget or price == _HIGHEST:
+                best = made, price
+        return best
+
+
+def _depths(norms: torch.Tensor, price: float) -> torch.Tensor:
+    """Norms (C, K + 1, T) -> depths (C, T). The side may go without books; mid and mono have one even in silence."""
+    return torch.cat([choose_depths(norms[:1], price, 1), choose_depths(norms[1:], price, 0)])
