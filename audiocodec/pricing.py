@@ -9,7 +9,7 @@ from audiocodec.depths import choose_depths, norms_left
 
 _LOWEST, _HIGHEST = 1e-3, 1e3     # price
 _STEPS = 24                       # of the search for a price: to one part in a million
-_DEPTH_BITS, _CODE_BITS = 3, 7.5  # of a frame's depth and of a code, at first
+_DEPTH_BITS, _CODE_BITS = 3, 8.7  # of a frame's depth and of a code, at first
 _FRAMES = 1 << 15                 # that estimates rest upon, about
 _AIM = 0.997                      # of the budget: what is tried next, ...
 _CLOSE = 0.99                     # ... and what is near enough

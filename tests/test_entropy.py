@@ -224,6 +224,10 @@ def test_training_ends_in_an_integer_model_that_does_what_its_twin_does():
     assert EntropyModel(config, tensors).answer() == config.answer
     assert np.mean(report["integer"]) < 9
     assert report["integer"] == pytest.approx(report["float"], rel=0.03)
+    begun, again, goes_on = training.train_entropy(
+        codes[None], codebooks, config=TINY, updates=1, batch=2, rate=1e-6, begun=tensors)
+    assert begun.answer == config.answer and all((again[name] == tensors[name]).all() for name in tensors)
+    assert goes_on["integer"] == report["integer"]
 
     net = training.EntropyNet(TINY)
     net.start_from(codebooks, training.class_ranks(codebooks))

@@ -24,7 +24,8 @@ from audiocodec.training import loop
 from audiocodec.training.codebooks import CodebookTrainer, kmeans_start, refit
 from audiocodec.training.data import Crops, clips
 from audiocodec.training.distributed import Team
-from audiocodec.training.losses import Balancer, LoudnessDistance, SpectrumDistance, waveform_distance
+from audiocodec.training.losses import (
+    Balancer, LoudnessDistance, SpectrumDistance, StructureDistance, waveform_distance)
 from audiocodec.training.loop import Trainer
 from audiocodec.training.sources import open_source
 from audiocodec.training.validation import validate
@@ -62,7 +63,7 @@ def _lines(run):
 # Losses
 
 @pytest.mark.parametrize("distance", [
-    LoudnessDistance(24_000, 256), LoudnessDistance(24_000, 768), SpectrumDistance(768)])
+    LoudnessDistance(24_000, 256), LoudnessDistance(24_000, 768), SpectrumDistance(768), StructureDistance(24_000)])
 def test_distances_are_least_for_equal_samples(distance):
     samples = torch.randn(2, 6400, generator=torch.Generator().manual_seed(0)) * 0.1
     same, louder, much_louder = (distance(samples * gain, samples) for gain in (1, 1.5, 3))
@@ -97,6 +98,17 @@ def test_what_is_added_is_worse_than_what_is_missing():
     low = torch.nn.functional.avg_pool1d(speech, 33, 1, 16) * 4           # what has no highs
     distance = LoudnessDistance(24_000, 768)
     assert float(distance(low + noise, low)) > 1.5 * float(distance(low, low + noise))
+
+
+def test_the_structure_is_how_levels_rise_and_fall():
+    noise, other = torch.randn(2, 1, 24_000, generator=torch.Generator().manual_seed(0)) * 0.1
+    distance = StructureDistance(24_000)
+    assert float(distance(-noise, noise)) < 1e-3
+    assert float(distance(0.5 * noise, noise)) == pytest.approx(0.05 * 6.02, abs=0.01)
+    assert 0.5 < float(distance(other, noise)) < 1.5            # equally loud, with other ups and downs
+    assert float(distance(noise * 0, noise * 0)) < 1e-4
+    quiet = noise.clone().requires_grad_()
+    assert torch.autograd.grad(distance(quiet * 0, noise * 0).sum(), quiet)[0].isfinite().all()
 
 
 def test_the_balancer_gives_each_loss_its_share():
@@ -302,8 +314,11 @@ def test_a_killed_command_goes_on(folder, tmp_path):
                 "--stages", "polish")
     assert not done.exit_code and "--resume --stages entropy" in done.output
     assert {line["stage"] for line in _lines(again)} == {"polish"}
+    order = weights.load(str(run / "model.safetensors")).part("entropy")["order"]
     done = _nac(folder, "--out", again, "--config", "tiny", "--resume", "--updates", 8, "--stages", "entropy")
-    assert not done.exit_code and weights.load(str(again / "model.safetensors")).config["codec"]["num_books"] == 2
+    made = weights.load(str(again / "model.safetensors"))
+    assert not done.exit_code and made.config["codec"]["num_books"] == 2
+    assert (made.part("entropy")["order"] == order).all()       # the entropy model was begun from, too
 
 
 # Errors

@@ -31,7 +31,6 @@ _RESIDUAL = 1 << RESIDUAL_BITS
 _PRODUCT = _ACTIVATION * _WEIGHT
 _EIGHT_BITS = {"first": _WEIGHT, "second": _WEIGHT, "context": _WEIGHT, "hidden": _WEIGHT, "class": _WEIGHT,
                "member": _WEIGHT, "input": _ACTIVATION, "here": _ACTIVATION, "before": _ACTIVATION}
-_OF_BOOKS = ("here", "before", "hidden", "hidden_bias", "class", "class_bias", "member", "member_bias")
 _RANGE = 7                         # scores are limited to as many nats on either side of 0
 _MASKED = -1e4
 _ROUNDING_FROM = 0.75              # of the way
@@ -44,18 +43,22 @@ _CHECKPOINT_SECONDS = 180
 def train_entropy(codes: np.ndarray, codebooks: np.ndarray, *, config: EntropyConfig,
                   minutes: float | None = None, updates: int | None = None, batch: int = 8, rate: float = 3e-3,
                   seed: int = 0, device: str = "cpu", log: Callable[[int, float, float], None] | None = None,
-                  checkpoint: Path | None = None) -> tuple[EntropyConfig, dict[str, np.ndarray], dict]:
+                  checkpoint: Path | None = None,
+                  begun: dict[str, np.ndarray] | None = None) -> tuple[EntropyConfig, dict[str, np.ndarray], dict]:
     """Train on codes (S, K, T) of codebooks (K, 1024, D), for so many minutes or so many updates.
 
     Returns the configuration with its answer, the integer tensors, and a report: bits per code of each book on the
     last twentieth of the codes, which are not trained on, for the integer model and for its twin without any rounding.
     `log(updates, seconds, bits)` is called now and then with the mean bits per code. A `checkpoint` that exists is
-    where it goes on.
+    where it goes on. begun: the integer tensors of a model of this configuration to begin from, at a third of the
+    rate, since what it knows is to be kept.
     """
     torch.manual_seed(seed)
-    ranks = class_ranks(codebooks[:config.num_books])
+    ranks = begun["order"].astype(np.int64) if begun else class_ranks(codebooks[:config.num_books])
     stream, held_out = _Stream(codes, codebooks, ranks).split(19 / 20)
-    learner = _Learner(config, codebooks, ranks, rate, seed, device)
+    learner = _Learner(config, codebooks, ranks, rate / 3 if begun else rate, seed, device)
+    if begun:
+        learner.net.start_from_integers(begun)
     if checkpoint and checkpoint.exists():
         learner.load(checkpoint)
     recent = []
@@ -188,6 +191,15 @@ class EntropyNet(nn.Module):
             if steps := _EIGHT_BITS.get(_kind(name)):
                 value.clamp_(-LIMIT / steps, LIMIT / steps)
 
+    @torch.no_grad()
+    def start_from_integers(self, tensors: dict[str, np.ndarray]) -> None:
+        """Start from what `integers` gave."""
+        for name, value in self.named_parameters():
+            place, number = _place(name)
+            found = tensors[place] if number is None else tensors[place][number]
+            found = (found.astype(np.float64) - _offset(name)) / _steps(name)
+            value.copy_(torch.from_numpy(found))
+
     def losses(self, codes: Tensor, depths: Tensor, is_told: Tensor, books: list[int]) -> tuple[Tensor, Tensor]:
         """Nats of the depths (B, T), and of the codes of some books, in rising order, (len(books), B, T).
 
@@ -226,16 +238,12 @@ class EntropyNet(nn.Module):
         """The integer model's tensors, all but `order`."""
         parts = {}
         for name, value in self.named_parameters():
+            value = np.rint(value.double().cpu().numpy() * _steps(name)) + _offset(name)
             kind = _kind(name)
-            steps = _EIGHT_BITS.get(kind, ATTENTION_STEPS if kind == "distance" else _PRODUCT)
-            value = np.rint(value.double().cpu().numpy() * steps)
-            if kind in ("class_bias", "member_bias"):      # scores begin at 0, and cutting rounds them
-                value += round((_RANGE + 0.5 / SCORE_STEPS) * _PRODUCT)
             kept = "int8" if kind in _EIGHT_BITS else "int16" if kind == "distance" else "int32"
-            together = kind if name.startswith(("books.", "input.")) else name
-            parts.setdefault(together, []).append(value.astype(kept))
-        tensors = {name: np.stack(values) if name in ("input", *_OF_BOOKS) else values[0]
-                   for name, values in parts.items()}
+            place, number = _place(name)
+            parts.setdefault((place, number is None), []).append(value.astype(kept))
+        tensors = {place: values[0] if is_alone else np.stack(values) for (place, is_alone), values in parts.items()}
         falling = np.exp(-np.arange(256) / ATTENTION_STEPS)
         rising = np.exp(np.arange(2 * _RANGE * SCORE_STEPS) / SCORE_STEPS)
         return tensors | {"attention_table": np.rint(255 * falling).astype(np.uint8),
@@ -411,6 +419,24 @@ def _zeros(*shape: int) -> nn.Parameter:
 def _kind(name: str) -> str:
     """The last word of a parameter's name."""
     return re.sub(r"\.\d+$", "", name).rpartition(".")[2]
+
+
+def _place(name: str) -> tuple[str, int | None]:
+    """In which of the integer model's tensors a parameter lies, and at which number of its first axis (None: all)."""
+    owner, *number = name.split(".")
+    return (_kind(name), int(number[0])) if owner in ("books", "input") else (name, None)
+
+
+def _steps(name: str) -> int:
+    """What a parameter's 1.0 is as an integer."""
+    kind = _kind(name)
+    return _EIGHT_BITS.get(kind, ATTENTION_STEPS if kind == "distance" else _PRODUCT)
+
+
+def _offset(name: str) -> int:
+    """What is added to a parameter's integers: scores begin at 0 there, and cutting rounds them."""
+    is_score = _kind(name) in ("class_bias", "member_bias")
+    return round((_RANGE + 0.5 / SCORE_STEPS) * _PRODUCT) if is_score else 0
 
 
 def _groups(net: EntropyNet) -> list[dict]:

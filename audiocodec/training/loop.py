@@ -25,7 +25,8 @@ from audiocodec.training.data import Crops, loader
 from audiocodec.training.distributed import Team
 from audiocodec.training.generator import Generator, linear_start
 from audiocodec.training.losses import (
-    Balancer, Discriminator, LoudnessDistance, SpectrumDistance, adversarial_loss, critic_loss, waveform_distance)
+    Balancer, Discriminator, LoudnessDistance, SpectrumDistance, StructureDistance, adversarial_loss, critic_loss,
+    waveform_distance)
 from audiocodec.training.validation import codebook_use, encode, examples, validate
 
 CODEC_STAGES = STAGES[:3]
@@ -57,6 +58,7 @@ class Trainer:
         self.loudness = nn.ModuleList(
             LoudnessDistance(config.model.sample_rate, window) for window in _LOUDNESS_WINDOWS).to(team.device)
         self.spectrum = SpectrumDistance(_SPECTRUM_WINDOW).to(team.device)
+        self.structure = StructureDistance(config.model.sample_rate).to(team.device)
         self.balancer = Balancer(config.losses, team)
         self.stage, self.updates, self.seconds = CODEC_STAGES[0], 0, 0.0
         self.total_updates, self.total_seconds = 0, 0.0
@@ -188,6 +190,7 @@ class Trainer:
         leaf = made.detach().requires_grad_()
         losses = {"loudness": sum(distance(leaf, samples).mean() for distance in self.loudness),
                   "spectrum": self.spectrum(leaf, samples).mean(),
+                  "structure": self.structure(leaf, samples).mean(),
                   "waveform": waveform_distance(leaf, samples)}
         reported = {"commitment": commitment.detach()}
         if adversarial:                         # one pass of the discriminator serves both sides
@@ -270,7 +273,8 @@ class Trainer:
         """Score the averaged codec on the validation clips; keep the best one."""
         if not self.team.leads:
             return
-        scores = validate(self.average, self.clips)
+        codes = encode(self.average, self.clips)
+        scores = validate(self.average, self.clips, codes=codes)
         self._write({"valid": scores})
         is_first = not self.best or self.best["stage"] != self.stage
         if math.isfinite(scores["score"]) and (is_first or scores["score"] < self.best["score"]):
@@ -278,9 +282,8 @@ class Trainer:
                          "average": copy.deepcopy(self.average.state_dict())}
             _save(self.best, self.run / "best.pt")
         self.board.scalars({f"valid/{name}": value for name, value in scores.items()}, self.total_updates)
-        use = codebook_use(encode(self.average, self.clips), self.config.model.book_size)
-        self.board.codebooks(*use, self.total_updates)
-        self.board.examples(self.clips[:2], examples(self.average, self.clips), self.total_updates,
+        self.board.codebooks(*codebook_use(codes, self.config.model.book_size), self.total_updates)
+        self.board.examples(self.clips[:2], examples(self.average, codes, self.clips.shape[1]), self.total_updates,
                             self.config.model.sample_rate)
         report.draw(self.run)
 

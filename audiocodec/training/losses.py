@@ -12,6 +12,9 @@ _SILENCE = 1e-3              # mean magnitude under which a relative error stops
 _BARK_STEP = 0.5             # between the centres of bands
 _FULL_SCALE_LEVEL = 103.0    # dB SPL at which a sine of amplitude 1 is taken to be played
 _ADDED_FROM, _ADDED_TO = 3.0, 12.0     # weights of added sound: less counts nothing, more counts as much
+_ERB_STEP = 1.25             # between the centres of bands, in ERB numbers
+_FAINT_POWER = 1e-6          # of a band in windows of 80 ms, under which there is silence
+_FLAT = 0.2                  # variance in dB^2 under which there is no structure to match
 _HUSH = 50.0                 # power in a band, of which 1 is at 0 dB SPL, that additions have to rise above
 
 
@@ -90,6 +93,50 @@ class SpectrumDistance(nn.Module):
         spectrum = torch.stft(samples, self.window, self.window // 4, window=self.hann, return_complex=True)
         energy = spectrum.real.square() + spectrum.imag.square() + 1e-8
         return energy ** (self.power / 2), torch.view_as_real(spectrum) * energy[..., None] ** ((self.power - 1) / 2)
+
+
+class StructureDistance(nn.Module):
+    """How differently the levels of neighbouring moments and bands rise and fall, in dB: 1 - correlation.
+
+    Windows of 80 ms every 20 ms, summed in bands like those of the ear, down to 45 dB under the loudest band of a
+    moment; correlated over three moments by three bands. A twentieth of the levels' difference in dB is added, since
+    correlation does not know of levels. Hines, Harte: "Speech intelligibility prediction using a neurogram similarity
+    index measure", 2012; ERB bands after Glasberg and Moore 1990, filters after Patterson et al. 1992.
+    """
+
+    def __init__(self, sample_rate: int):
+        super().__init__()
+        self.window = 2 * round(0.04 * sample_rate)
+        top = 21.4 * math.log10(1 + 0.00437 * sample_rate / 2)
+        centre = (10 ** (torch.arange(2, top, _ERB_STEP) / 21.4) - 1) / 0.00437
+        frequency = torch.arange(self.window // 2 + 1) * sample_rate / self.window
+        width = 1.019 * 24.7 * (1 + 0.00437 * centre[:, None])
+        bands = (1 + ((frequency - centre[:, None]) / width).square()) ** -4     # a gammatone filter of order 4
+        kernel = torch.tensor([[0.0113, 0.0838, 0.0113], [0.0838, 0.6196, 0.0838], [0.0113, 0.0838, 0.0113]])
+        self.register_buffer("bands", bands, persistent=False)
+        self.register_buffer("kernel", kernel[None, None], persistent=False)
+        self.register_buffer("hann", torch.hann_window(self.window), persistent=False)
+
+    def forward(self, samples: Tensor, target: Tensor) -> Tensor:
+        """Samples and what they should be, both (B, N) -> each item's distance (B,)."""
+        meant, made = self._power(target), self._power(samples)
+        floor = 10 ** -4.5 * meant.amax(1, keepdim=True) + _FAINT_POWER
+        got, wanted = 10 * torch.log10(made + floor), 10 * torch.log10(meant + floor)
+        got_mean, wanted_mean = self._blurred(got), self._blurred(wanted)
+        got_spread = (self._blurred(got.square()) - got_mean.square()).clamp_min(0) + _FLAT
+        wanted_spread = (self._blurred(wanted.square()) - wanted_mean.square()).clamp_min(0) + _FLAT
+        common = self._blurred(got * wanted) - got_mean * wanted_mean + _FLAT
+        structure = common * (got_spread * wanted_spread).rsqrt()
+        return (1 - structure).mean((1, 2)) + 0.05 * (got - wanted).abs().mean((1, 2))
+
+    def _power(self, samples: Tensor) -> Tensor:
+        """Samples (B, N) -> power in each band (B, bands, frames)."""
+        spectrum = torch.stft(samples, self.window, self.window // 4, window=self.hann, return_complex=True)
+        return self.bands @ (spectrum.real.square() + spectrum.imag.square())
+
+    def _blurred(self, levels: Tensor) -> Tensor:
+        """Levels (B, bands, frames) -> weighted means of each one and its neighbours."""
+        return F.conv2d(F.pad(levels[:, None], (1, 1, 1, 1), mode="replicate"), self.kernel)[:, 0]
 
 
 def waveform_distance(samples: Tensor, target: Tensor) -> Tensor:

@@ -19,7 +19,8 @@ _PLACE = {"stage", "updates", "total", "seconds", "hours", "valid"}       # of a
 _TITLES = {
     "mel": "log-mel distance ↓", "si_sdr": "SI-SDR, dB ↑", "pesq": "PESQ-wb ↑",
     "perplexity": "perplexity of books ↑", "use": "entries in use ↑",
-    "loudness": "loudness distance ↓", "spectrum": "spectrum distance ↓", "waveform": "waveform distance ↓",
+    "loudness": "loudness distance ↓", "spectrum": "spectrum distance ↓",
+    "structure": "structure distance ↓", "waveform": "waveform distance ↓",
     "adversarial": "adversarial loss", "critic": "critic's loss", "commitment": "commitment ↓",
     "bits": "entropy stage: bits per code ↓",
     "gradient": "gradient norm", "rate": "learning rate", "waiting": "time waiting for data",

@@ -1,6 +1,7 @@
 """One training run from folders of audio to a weights file: data, the codec's stages, the entropy model, export."""
 import os
 import shlex
+import shutil
 import sys
 import time
 from dataclasses import asdict, dataclass, field, replace
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 
 from audiocodec import __version__, weights
-from audiocodec.entropy import MAX_FRAMES
+from audiocodec.entropy import MAX_FRAMES, EntropyConfig
 from audiocodec.errors import NacError
 from audiocodec.model import ModelConfig
 from audiocodec.training import distributed, report
@@ -25,6 +26,7 @@ from audiocodec.training.sources import open_source
 _LEAD = 48                   # frames of context before a sequence
 _VALID_SECONDS = 8
 _SEQUENCES = 4               # coded together
+_BEGUN = "init.safetensors"  # in the run's folder: the weights that it began from
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,8 @@ def train(material: Material, run: Path, config: TrainConfig, plan: Plan | None,
             trainer.resume(keep_lengths=plan is None)
         elif begun:
             trainer.start_from(begun.part("codec"), begun.config["codec"])
+            if team.leads:
+                shutil.copyfile(begun.path, run / _BEGUN)
         else:
             trainer.start()
         trainer.fit()
@@ -116,7 +120,8 @@ def finish(trainer: Trainer, about: dict) -> Path:
     books = tensors["codec.quantizer.codebooks"].astype(np.float32)
     entropy_config, entropy_tensors, bits = train_entropy(
         codes, books, config=config.entropy, seed=config.seed, device=trainer.team.device,
-        rate=config.learning_rate["entropy"], log=trainer.log_entropy, checkpoint=run / "entropy.pt", **limit)
+        rate=config.learning_rate["entropy"], log=trainer.log_entropy, checkpoint=run / "entropy.pt",
+        begun=_begun_entropy(run / _BEGUN, config), **limit)
     description = {"codec": asdict(config.model), "entropy": asdict(entropy_config),
                    "about": {"command": shlex.join(["nac", *sys.argv[1:]]), "version": __version__,
                              "hours": round(trainer.total_seconds / 3600, 2), "updates": trainer.total_updates,
@@ -128,6 +133,15 @@ def finish(trainer: Trainer, about: dict) -> Path:
     os.replace(partial, target)
     report.draw(run)
     return target
+
+
+def _begun_entropy(path: Path, config: TrainConfig) -> dict[str, np.ndarray] | None:
+    """The entropy model of the weights that a run began from, if there are any, and they have one of the same sizes."""
+    if not path.exists():
+        return None
+    begun = weights.load(str(path))
+    sizes = EntropyConfig(**begun.config["entropy"] | {"answer": ""})
+    return begun.part("entropy") if sizes == config.entropy else None
 
 
 def codec_tensors(generator: Generator) -> dict[str, np.ndarray]:

@@ -35,10 +35,12 @@ def decode(generator: Generator, codes: Tensor, num_samples: int) -> Tensor:
     return torch.cat(parts)
 
 
-def validate(generator: Generator, clips: Tensor, books: tuple[int, ...] = BOOKS) -> dict[str, float]:
+def validate(generator: Generator, clips: Tensor, books: tuple[int, ...] = BOOKS,
+             codes: Tensor | None = None) -> dict[str, float]:
     """Code clips, float32 (B, N) at the model's rate, and score what comes back.
 
     books: how many to decode from; counts above the model's are left out, and its own is always among them.
+    codes: of the clips, where `encode` has given them already.
 
     For each count n, means over the clips by the functions of audiocodec.metrics: mel@n, si_sdr@n in dB and, where
     the package pesq is installed, pesq@n, which means little for music. A clip that a score says nothing of (nan or
@@ -54,7 +56,7 @@ def validate(generator: Generator, clips: Tensor, books: tuple[int, ...] = BOOKS
     """
     most = generator.config.num_books
     books = sorted({min(n, most) for n in (*books, most) if n <= most})
-    codes = encode(generator, clips)
+    codes = encode(generator, clips) if codes is None else codes
     report: dict[str, float] = {}
     for n in books:
         report |= _scores(generator, clips, codes[:, :n], n)
@@ -95,7 +97,7 @@ def codebook_use(codes: Tensor, size: int) -> tuple[np.ndarray, np.ndarray]:
     return (counts > 0).mean(1), 2.0 ** entropy
 
 
-def examples(generator: Generator, clips: Tensor, books: tuple[int, ...] = BOOKS) -> dict[int, Tensor]:
-    """The first two of clips (B, N), decoded from each number of books that the model has: samples (2, N)."""
-    codes = encode(generator, clips[:2])
-    return {n: decode(generator, codes[:, :n], clips.shape[1]) for n in books if n <= codes.shape[1]}
+def examples(generator: Generator, codes: Tensor, num_samples: int,
+             books: tuple[int, ...] = BOOKS) -> dict[int, Tensor]:
+    """The first two of clips' codes (B, K, T), decoded from each number of books that the model has: samples (2, N)."""
+    return {n: decode(generator, codes[:2, :n], num_samples) for n in books if n <= codes.shape[1]}
