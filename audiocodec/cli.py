@@ -105,7 +105,7 @@ def cli():
               help="Put this tag in place of the input's; may be repeated. KEY= takes it out.")
 @click.option("--no-tags", is_flag=True, help="Leave the input's tags out.")
 @click.option("--live", is_flag=True,
-              help="Take from a pipe what has come, and send it on every 0.2 s, as for a microphone.")
+              help="Take from a pipe what has come, and send it on every 0.2 s, as for a microphone. Ctrl-C ends it.")
 @_processes
 @_update
 @_force
@@ -128,10 +128,19 @@ def encode(sources, output, kbps, codebooks, verify, delete_input, processes, up
     _convert_all(sources, output, ".nac", batch.AUDIO_ENDINGS, convert, processes, update, force)
 
 
+def _end_input(*_) -> None:
+    """Let Ctrl-C end a live input, so that what was recorded is kept; a second one does not wait."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with open(os.devnull, "rb") as nothing:
+        os.dup2(nothing.fileno(), sys.stdin.fileno())
+
+
 def _encode_one(settings: dict, is_verified: bool, is_deleted: bool, source: Path, target: Path,
                 force: bool, progress: Callable) -> tuple[float, str]:
     from audiocodec import codec
 
+    if settings["live"]:
+        signal.signal(signal.SIGINT, _end_input)
     result = codec.encode_file(source, target, force=force, progress=progress, **settings)
     if is_verified:
         codec.verify_file(target, model=settings["model"])

@@ -1,5 +1,9 @@
 """streaming.py: the same bytes and samples as files, and packets that get lost."""
+import io
 import os
+import signal
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -125,6 +129,20 @@ def test_live_segments_flow_while_the_input_is_open(tmp_path, speech):
         sink.close()
         assert [segment.num_frames for segment in segments] == [3] and reader.trailer.num_samples == 50 * HOP
     work.join()
+
+
+def test_ctrl_c_ends_a_live_recording_and_keeps_it(tmp_path, speech):
+    command = [sys.executable, "-m", "audiocodec", "encode", "--live", "--raw", f"{RATE},1,f32le", "--codebooks", "2"]
+    process = subprocess.Popen([*command, "-", "-o", "-"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process.stdin.write(speech[:, :50 * HOP].astype("<f4").tobytes())
+    process.stdin.flush()                                    # and stays open
+    head = process.stdout.read(20)                           # it has begun
+    process.send_signal(signal.SIGINT)
+    data = head + process.stdout.read()
+    assert process.wait(60) == 0
+    process.stdin.close()
+    reader = container.Reader(io.BytesIO(data))
+    assert sum(segment.num_frames for segment in reader) == 51 and reader.trailer.num_samples == 50 * HOP
 
 
 def test_live_audio_has_to_be_readable_at_once(tmp_path, request):
