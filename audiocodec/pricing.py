@@ -5,15 +5,15 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from audiocodec.depths import choose_depths, norms_left
+from audiocodec.depths import MAX_DEPTH, choose_depths, norms_left
 
 _LOWEST, _HIGHEST = 1e-3, 1e3     # price
 _STEPS = 24                       # of the search for a price: to one part in a million
-_DEPTH_BITS, _CODE_BITS = 3, 8.7  # of a frame's depth and of a code, at first
+_BITS = 3 + torch.cumsum(torch.tensor([0.0] + [7 + min(k, 10) / 4 for k in range(MAX_DEPTH)]), 0)  # of frames, at first
 _FRAMES = 1 << 15                 # that estimates rest upon, about
 _AIM = 0.997                      # of the budget: what is tried next, ...
 _CLOSE = 0.99                     # ... and what is near enough
-_TRIALS = 4
+_TRIALS = 6
 _RISE = 1.2                       # of the price, when none of them fits
 
 Made = TypeVar("Made")
@@ -38,7 +38,7 @@ class Pricing:
         """About what the segments from `first` to before `end` take."""
         part = self._norms[:, :, self._starts[first]:None if end is None else self._starts[end]]
         depths = _depths(part, price)
-        return float(_DEPTH_BITS * depths.numel() + _CODE_BITS * depths.sum()) * self._stride * self.ratio
+        return float(_BITS[depths].sum()) * self._stride * self.ratio
 
     def learn(self, price: float, first: int, end: int | None, bits: float) -> None:
         """Take note of what they took in truth."""

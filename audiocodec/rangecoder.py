@@ -20,7 +20,7 @@ CODE_BITS = 10
 DEPTH_BITS = 5
 _STATE_BITS = 64               # of constriction's coder, whose words have 32
 _ENCODED_TOGETHER = 8          # sequences at once: all their tables are in memory
-_DECODED_TOGETHER = 16
+_DECODED_TOGETHER = 32         # each adds little to a step
 
 
 class Frames(NamedTuple):
