@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import json
 import os
@@ -128,8 +129,8 @@ def test_every_book_sends_the_encoder_its_gradient():
     gradients = []
     for count in (1, 4):
         leaf = latents.clone().requires_grad_()
-        _, _, commitment = CodebookTrainer(quantizer).quantize(
-            leaf, torch.tensor([count, count]), torch.zeros(2), learn=False)
+        _, _, commitment = CodebookTrainer(copy.deepcopy(quantizer)).quantize(
+            leaf, torch.tensor([count, count]), torch.zeros(2), learn=True)
         commitment.backward()
         gradients.append(leaf.grad)
     residuals, left = [], latents.transpose(1, 2)
@@ -150,6 +151,17 @@ def test_books_follow_what_they_see_and_keep_their_zero():
     assert not quantizer.codebooks[0, 0].any()
     error = (latents - quantizer.decode(quantizer.encode(latents, 1))).square().mean()
     assert error < 0.9 * latents.var()
+
+
+def test_final_books_are_searched_as_for_files():
+    torch.manual_seed(0)
+    quantizer = ResidualQuantizer(4, 16, 8)
+    latents = torch.randn(2, 8, 50)
+    kmeans_start(quantizer, latents.transpose(1, 2).reshape(-1, 8), rounds=2)
+    final, nearest_ones = (CodebookTrainer(copy.deepcopy(quantizer)).quantize(
+        latents, torch.tensor([4, 4]), torch.zeros(2), learn=learn)[0] for learn in (False, True))
+    assert torch.allclose(final, quantizer.decode(quantizer.encode(latents, 4)), atol=1e-6)
+    assert (latents - final).norm() < (latents - nearest_ones).norm()
 
 
 def test_items_with_a_price_use_books_where_they_are_worth_it():

@@ -73,12 +73,13 @@ class CodebookTrainer:
         """Latents (B, D, T) -> quantized latents, the books that each frame used (B, T), and the commitment loss.
 
         num_books (B,): of all frames of an item, unless it has a price (B,) above 0 by which to choose depths.
+        learn: let the books move. Else they are final, and codes are searched for as they will be in files.
         Gradients pass straight through. Each residual is formed from detached vectors, so every book's commitment
         reaches the encoder (EnCodec's issue 25 tells what happens otherwise).
         """
         batch, dim, frames = latents.shape
         rows = latents.transpose(1, 2).reshape(-1, dim)
-        steps = self._steps(rows.detach())
+        steps = self._steps(rows.detach()) if learn else self._searched(rows.detach())
         norms = torch.stack([left.norm(dim=1) for left, *_ in steps] + [(steps[-1][0] - steps[-1][1]).norm(dim=1)], 1)
         priced = choose_depths(norms.view(batch, frames, -1).transpose(1, 2), prices[:, None, None], 1)
         depths = torch.where(prices[:, None] > 0, priced, num_books[:, None])
@@ -102,6 +103,15 @@ class CodebookTrainer:
         steps = []
         for book in self.quantizer.codebooks:
             index = nearest(rows, book)
+            steps.append((rows, book[index], index))
+            rows = rows - book[index]
+        return steps
+
+    def _searched(self, rows: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """The same by beam search, whose choices are not the nearest ones but come nearer in the end."""
+        steps = []
+        codes = self.quantizer.encode(rows.T[None], len(self.quantizer.codebooks))[0]
+        for book, index in zip(self.quantizer.codebooks, codes):
             steps.append((rows, book[index], index))
             rows = rows - book[index]
         return steps
