@@ -92,7 +92,7 @@ def test_frames_differ_and_decode_as_their_depths_say(codec, speech, entropy):
     data = encode(samples, RATE, 9, entropy=entropy)
     found, depths = _unpacked(data)
     assert all(len(set(channel.tolist())) > 5 for channel in depths) and depths[0].min() >= 1
-    assert depths[0].mean() > 2 * depths[1].mean()              # the louder channel has more
+    assert depths[0].mean() > 1.5 * depths[1].mean()            # the louder channel has more
     mid_side = np.stack([samples.sum(0), samples[0] - samples[1]]) / 2
     codes = codec.encode_codes(mid_side[:, None], 31)[:, :found.shape[1]]
     codes = np.where(np.arange(found.shape[1])[:, None] < depths[:, None], codes, 0)

@@ -136,7 +136,7 @@ def test_ctrl_c_ends_a_live_recording_and_keeps_it(tmp_path, speech):
     process = subprocess.Popen([*command, "-", "-o", "-"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     process.stdin.write(speech[:, :50 * HOP].astype("<f4").tobytes())
     process.stdin.flush()                                    # and stays open
-    head = process.stdout.read(20)                           # it has begun
+    head = process.stdout.read(80)                           # header and first segment: all has been taken
     process.send_signal(signal.SIGINT)
     data = head + process.stdout.read()
     assert process.wait(60) == 0
