@@ -88,11 +88,10 @@ def encode(codec: Codec, blocks: Iterable[np.ndarray], source: Source, file, wis
     """Write one file. With a count of books, or live, segments are written one by one; else the whole decides."""
     analysis = _Segments(codec, blocks, source, wish.most_books(codec), segment_frames, progress)
     header = make_header(codec, source, wish, segment_frames)
-    coder = codec.coder(wish.entropy)
     if wish.codebooks is None and not (is_live and wish.is_varied):
         return _fit(codec, analysis, source, file, wish, header)
     if wish.codebooks is not None:
-        books = (wish.codebooks,) * source.channels
+        coder, books = codec.coder(wish.entropy), (wish.codebooks,) * source.channels
         groups = ([codes] for codes in analysis) if is_live else payloads.batches(analysis)
         segments = (segment for group in groups for segment in payloads.pack(coder, group, books))
         size = _write(file, header, source.tags, segments, analysis)
@@ -153,7 +152,6 @@ class _Segments:
         self._analysis = Analysis(codec, source.sample_rate, source.channels, num_books, segment_frames,
                                   audio.chunk_for(segment_frames))
         self._blocks, self._source = blocks, source
-        self.num_books = num_books
         self.progress = progress     # hears of the share of the file that is done ...
         self.scale = 1.0             # ... of which this is the analysis
 

@@ -7,7 +7,6 @@ gradients pass straight through it. Bengio et al.: "Estimating or propagating gr
 """
 import copy
 import math
-import os
 import re
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from audiocodec.depths import PRICES, choose_depths, norms_left
 from audiocodec.entropy import (
     ABSENT, ACTIVATION_BITS, ATTENTION_SCALE, ATTENTION_STEPS, BOOK_SIZE, CLASSES, DEPTHS, LIMIT, MAX_FRAMES, MEMBERS,
     RESIDUAL_BITS, SCORE_STEPS, UNTOLD, WEIGHT_BITS, EntropyConfig, EntropyModel)
+from audiocodec.training.checkpoint import save
 
 _ACTIVATION = 1 << ACTIVATION_BITS
 _WEIGHT = 1 << WEIGHT_BITS
@@ -117,10 +117,8 @@ class _Learner:
 
     def save(self, path: Path) -> None:
         """Write what a resumed training needs."""
-        partial = path.with_suffix(".tmp")
-        torch.save({"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict(), "updates": self.updates,
-                    "seconds": self.seconds, "random": self.random.get_state()}, partial)
-        os.replace(partial, path)
+        save({"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict(), "updates": self.updates,
+              "seconds": self.seconds, "random": self.random.get_state()}, path)
 
     def load(self, path: Path) -> None:
         """Go on from there."""

@@ -3,7 +3,6 @@ import contextlib
 import copy
 import json
 import math
-import os
 import signal
 import sys
 import threading
@@ -18,7 +17,7 @@ from tqdm import tqdm
 
 from audiocodec.depths import PRICES
 from audiocodec.errors import NacError
-from audiocodec.training import report
+from audiocodec.training import checkpoint, report
 from audiocodec.training.codebooks import CodebookTrainer, refit
 from audiocodec.training.config import STAGES, TrainConfig
 from audiocodec.training.data import Crops, loader
@@ -280,7 +279,7 @@ class Trainer:
         if math.isfinite(scores["score"]) and (is_first or scores["score"] < self.best["score"]):
             self.best = {"score": scores["score"], "stage": self.stage, "total": self.total_updates,
                          "average": copy.deepcopy(self.average.state_dict())}
-            _save(self.best, self.run / "best.pt")
+            checkpoint.save(self.best, self.run / "best.pt")
         self.board.scalars({f"valid/{name}": value for name, value in scores.items()}, self.total_updates)
         self.board.codebooks(*codebook_use(codes, self.config.model.book_size), self.total_updates)
         self.board.examples(self.clips[:2], examples(self.average, codes, self.clips.shape[1]), self.total_updates,
@@ -295,11 +294,11 @@ class Trainer:
             places = {name: getattr(self, name) for name in (
                 "stage", "updates", "seconds", "total_updates", "total_seconds", "settled", "lengths",
                 "count_updates", "borrowed")}
-            _save({**places, "config": asdict(self.config), "norms": self.balancer.norms, "best": self.best,
-                   "torch_random": torch.get_rng_state(), "counts": self.books.counts, "sums": self.books.sums,
-                   **{name: getattr(self, name).state_dict()
-                      for name in ("generator", "average", "critic", "optimizer", "critic_optimizer")}},
-                  self.run / "last.pt")
+            states = {name: getattr(self, name).state_dict()
+                      for name in ("generator", "average", "critic", "optimizer", "critic_optimizer")}
+            checkpoint.save({**places, **states, "config": asdict(self.config), "norms": self.balancer.norms,
+                             "best": self.best, "torch_random": torch.get_rng_state(), "counts": self.books.counts,
+                             "sums": self.books.sums}, self.run / "last.pt")
 
     def resume(self, keep_lengths: bool = True) -> None:
         """Go on from RUN/last.pt, to the lengths it was begun with if `keep_lengths`.
@@ -323,12 +322,6 @@ class Trainer:
             getattr(self, name).load_state_dict(state[name])
         self.books.counts.copy_(state["counts"])
         self.books.sums.copy_(state["sums"])
-
-
-def _save(state: dict, path: Path) -> None:
-    partial = path.with_suffix(".tmp")
-    torch.save(state, partial)
-    os.replace(partial, path)
 
 
 class _Interrupt:
