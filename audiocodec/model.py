@@ -36,6 +36,8 @@ class ModelConfig:
     expansion: int = 3
     num_books: int = 32
     book_size: int = 1024       # entries of one codebook
+    coarse_books: int = 0       # the first books, which code only ...
+    coarse_dim: int = 0         # ... so many of the latents
 
     @property
     def bits_per_book(self) -> float:

@@ -18,17 +18,21 @@ _FRAMES = 128            # searched together: what they need stays in a core's c
 
 
 class ResidualQuantizer(nn.Module):
-    """The codebooks, coarse first: (K, V, D)."""
+    """The codebooks, coarse first: (K, V, D). The first `coarse_books` code the first `coarse_dim` latents alone."""
 
-    def __init__(self, num_books: int, book_size: int, dim: int):
+    def __init__(self, num_books: int, book_size: int, dim: int, coarse_books: int = 0, coarse_dim: int = 0):
         super().__init__()
         self.register_buffer("codebooks", torch.zeros(num_books, book_size, dim))
+        self.dims = [coarse_dim if k < coarse_books else dim for k in range(num_books)]    # that each book codes
         self._books: list[_Book] | None = None
 
     def freeze(self) -> "ResidualQuantizer":
         """Prepare the codebooks for many searches; they must stay as they are from now on."""
-        self._books = list(map(_Book, self.codebooks))
+        self._books = self._prepared(len(self.codebooks))
         return self
+
+    def _prepared(self, num_books: int) -> list["_Book"]:
+        return [_Book(book[:, :dim]) for book, dim in zip(self.codebooks[:num_books], self.dims)]
 
     def encode(self, latents: Tensor, num_books: int) -> Tensor:
         """Latents (B, D, T) -> codes (B, K, T): of each frame, a sum of entries that comes near.
@@ -37,7 +41,7 @@ class ResidualQuantizer(nn.Module):
         of the codes are good codes themselves. Entries are compared in the precision of the latents.
         """
         batch, _, frames = latents.shape
-        books = list(map(_Book, self.codebooks[:num_books])) if self._books is None else self._books[:num_books]
+        books = self._prepared(num_books) if self._books is None else self._books[:num_books]
         rows = latents.transpose(1, 2).flatten(0, 1)
         codes = torch.cat(_mapped(lambda part: _search(part, books), rows.tensor_split(-(-len(rows) // _FRAMES) or 1)))
         return codes.reshape(batch, frames, num_books).transpose(1, 2)
@@ -57,19 +61,19 @@ class _Book:
     """One codebook, ready to be searched."""
 
     def __init__(self, entries: Tensor):
-        self.entries = entries                                                  # (V, D)
+        self.entries = entries.contiguous()                                     # (V, D), D the latents that it codes
         rough = entries.float()
         # (x, -|x|^2 / 2, 1) times (entry, 1, -|entry|^2 / 2) is minus half of their squared distance.
         self._columns = torch.cat([rough, torch.ones_like(rough[:, :1]), _half_power(rough)], 1).T
         self._group = math.gcd(len(entries), _GROUP)
 
     def candidates(self, rests: Tensor, rows: int) -> Tensor:
-        """Of each row's rests (rows, M, D), flat (rows M, D), and entries the nearest pairs: (rows, n), sorted.
+        """Of each row's rests (rows, M, D or more), flat (rows M, ...), and entries the nearest pairs: (rows, n), sorted.
 
         A pair is numbered rest * V + entry, from its row's first. Found in float32, which is quick; whoever asks
         decides between the best ones in full precision.
         """
-        rough = rests.float()
+        rough = rests[:, :self.entries.shape[1]].float()
         rough = torch.cat([rough, _half_power(rough), torch.ones_like(rough[:, :1])], 1)
         closeness = (rough @ self._columns).view(rows, -1, self._group)
         groups = _best(closeness.amax(2))                                       # where they must be
@@ -93,11 +97,12 @@ def _search(vectors: Tensor, books: list[_Book]) -> Tensor:
     rows = len(vectors)
     rests, steps = vectors, []          # what the partial codes that are followed leave over, (N M, D)
     for book in books:
-        size = len(book.entries)
+        size, dim = book.entries.shape
         pairs = _flat(book.candidates(rests, rows), len(rests) // rows * size)
         parents, entries = pairs // size, pairs % size
-        left = rests.index_select(0, parents).sub_(book.entries.index_select(0, entries))
-        errors = left.square().sum(-1).view(rows, -1)
+        left = rests.index_select(0, parents)
+        coded = left[:, :dim].sub_(book.entries.index_select(0, entries))       # the others are as before in all of a row
+        errors = coded.square().sum(-1).view(rows, -1)
         best = _flat(errors.sort(dim=1, stable=True).indices[:, :_BEAM], errors.shape[1])
         rests = left.index_select(0, best)
         steps.append((parents.index_select(0, best), entries.index_select(0, best)))

@@ -20,19 +20,23 @@ def kmeans_start(quantizer: ResidualQuantizer, latents: Tensor, rounds: int = 8)
     size = quantizer.codebooks.shape[1]
     for k in range(len(quantizer.codebooks)):
         quantizer.codebooks[k] = residual[torch.randperm(len(residual), device=residual.device)[:size]]
-        residual = _fit_book(quantizer.codebooks[k], residual, rounds)
+        residual = _fit_book(quantizer.codebooks[k], residual, quantizer.dims[k], rounds)
 
 
 @torch.no_grad()
 def refit(quantizer: ResidualQuantizer, latents: Tensor, rounds: int = 6) -> None:
     """Fit the books anew to latents (N, D), from where they are: averages over small batches lag, and are noisy."""
     residual = latents.clone()
-    for book in quantizer.codebooks:
-        residual = _fit_book(book, residual, rounds)
+    for book, dim in zip(quantizer.codebooks, quantizer.dims):
+        residual = _fit_book(book, residual, dim, rounds)
 
 
-def _fit_book(book: Tensor, residual: Tensor, rounds: int) -> Tensor:
-    """Lloyd's algorithm on `book` in place, dead entries restarted in all rounds but the last two; what is left."""
+def _fit_book(book: Tensor, residual: Tensor, dim: int, rounds: int) -> Tensor:
+    """Lloyd's algorithm on `book` in place, dead entries restarted in all rounds but the last two; what is left.
+
+    dim: the book codes the first so many latents, and leaves the others alone.
+    """
+    book[:, dim:] = 0
     for i in range(rounds):
         index = nearest(residual, book)
         counts = torch.bincount(index, minlength=len(book))
@@ -44,6 +48,7 @@ def _fit_book(book: Tensor, residual: Tensor, rounds: int) -> Tensor:
         if i < rounds - 2:
             book[dead] = fresh
         book[0] = 0
+        book[:, dim:] = 0
     return residual - book[nearest(residual, book)]
 
 
@@ -137,3 +142,5 @@ class CodebookTrainer:
         self.team.share(self.counts, self.sums)
         self.quantizer.codebooks.copy_(self.sums / self.counts[..., None].clamp_min(1e-6))
         self.quantizer.codebooks[:, 0] = 0
+        for book, dim in zip(self.quantizer.codebooks, self.quantizer.dims):
+            book[:, dim:] = 0

@@ -74,13 +74,13 @@ class Trainer:
         self._share_start()
 
     def start_from(self, tensors: dict[str, np.ndarray], settings: dict) -> None:
-        """Begin from a trained codec's tensors, its books fitted anew to this run's audio.
+        """Begin from a trained codec's tensors, its books fitted anew to this run's audio, if so configured.
 
         settings: what its ModelConfig holds, which a resumed run will ask for.
         """
         self.borrowed = settings
         self.average.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in tensors.items()})
-        if self.team.leads:
+        if self.team.leads and self.config.refit_crops:
             self._refit()
         self.generator.load_state_dict(self.average.state_dict())
         self._share_start()
