@@ -10,6 +10,7 @@ Vaswani et al.: "Attention is all you need", 2017; Wang and Komatsuzaki: "GPT-J-
 side by side); Press et al.: "Train short, test long", 2022 (a bias by distance instead of positions).
 """
 import hashlib
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -56,7 +57,17 @@ class EntropyConfig:
     window: int = 64               # frames that attention reaches back, the current one included
     head_width: int = 88
     head_hidden: int = 88
+    turns: tuple[int, ...] = (1,)  # how many books are predicted side by side, turn after turn; the last one goes on
     answer: str = ""
+
+    def __post_init__(self):
+        object.__setattr__(self, "turns", tuple(self.turns))       # files have lists
+
+    def books(self, num_books: int) -> list[range]:
+        """The books of each turn, of the first so many."""
+        sizes = itertools.chain(self.turns, itertools.repeat(self.turns[-1]))
+        starts = itertools.takewhile(num_books.__gt__, itertools.accumulate(sizes, initial=0))
+        return list(itertools.starmap(range, itertools.pairwise([*starts, num_books])))
 
     def shapes(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         """The type and shape of each tensor, by name."""
@@ -108,11 +119,14 @@ class State:
 
 
 class EntropyModel:
-    """Predicts codes from earlier codes: frames in order, books in order within a frame.
+    """Predicts codes from earlier codes: frames in order, within a frame the books in turns.
 
     Where frames differ in their depth, the number of their books, it comes before the codes of its frame. Else the
-    tables of a book depend on earlier frames and on the books before it, never on how many follow; except that the
-    transformer sees as many of the first `context_books` as there are.
+    tables of a book depend on earlier frames and on the books of turns before, never on how many follow; except that
+    the transformer sees as many of the first `context_books` as there are.
+
+    A turn is a `range` of books, from the first of one of the configured turns on; what is computed of several books
+    has them as its first axis, (G, ...).
     """
 
     def __init__(self, config: EntropyConfig, tensors: dict[str, np.ndarray]):
@@ -127,15 +141,15 @@ class EntropyModel:
         self._layers = [_Layer(config, tensors, f"layers.{i}") for i in range(config.layers)]
         # Sums and hidden values end in a 1, by which weights take their bias along: one call less for each.
         self._context = _with_bias(tensors, "context", one=True)[:-1], _with_bias(tensors, "context", one=True)[-1]
-        self._here, self._before = (list(np.pad(tensors[name].astype(np.float32), ((0, 0), (0, 0), (0, 1))))
+        self._here, self._before = (np.pad(tensors[name].astype(np.float32), ((0, 0), (0, 0), (0, 1)))
                                     for name in ("here", "before"))
         self._depth_here, self._depth_before = (np.pad(tensors[name].astype(np.float32), ((0, 0), (0, 1)))
                                                 for name in ("depth.here", "depth.before"))
         self._depth_hidden = _with_bias(tensors, "depth.hidden", one=True)
         self._depth_class = _with_bias(tensors, "depth.class")
-        self._hidden = list(_with_bias(tensors, "hidden", one=True))
-        self._class = list(_with_bias(tensors, "class"))
-        self._member = list(_with_bias(tensors, "member"))
+        self._hidden = _with_bias(tensors, "hidden", one=True)
+        self._class = _with_bias(tensors, "class")
+        self._member = _with_bias(tensors, "member")
         self._count_table = tensors["count_table"].astype(np.float64)
         if config.answer and self.answer() != config.answer:
             raise ModelError("the entropy model gives other tables on this machine than where it was made")
@@ -164,10 +178,11 @@ class EntropyModel:
 
         Codes int64 (S, K, T), of which each frame uses the first depths (S, T), -1 where a sequence has no more frames;
         is_told (S,): whether the depths are coded too. For each sequence, in the order of coding: frame by frame, the
-        depth if it is told, then class and member of each code -> counts float64 (n, 32) and symbols int32 (n,).
+        depth if it is told, then turn by turn the classes of all codes and the members of all codes -> counts
+        float64 (n, 32) and symbols int32 (n,).
         """
         sequences, books, frames = codes.shape
-        is_coded = np.repeat(np.arange(books), 2) < depths[..., None]
+        is_coded = np.array(self._order(books), np.int64) < depths[..., None]
         is_coded = np.concatenate([(is_told[:, None] & (depths >= 0))[..., None], is_coded], 2)     # (S, T, 1 + 2 K)
         symbols = np.empty(is_coded.shape, np.int32)
         tables = np.empty((*is_coded.shape, CLASSES))
@@ -182,18 +197,23 @@ class EntropyModel:
         The first n books of a sequence take the sum of the first n, whatever K is, if n is `context_books` or more.
         """
         bits = np.zeros(codes.shape[:2])
+        order = [0, *self._order(codes.shape[1])]
         for i in range(0, len(codes), _TOGETHER):
             group = codes[i:i + _TOGETHER]
             depths = np.full((len(group), codes.shape[2]), codes.shape[1])
             for at, (counted, chosen) in enumerate(self._walk(group, depths, np.zeros(len(group), bool))):
                 if at:
                     found = np.take_along_axis(counted, chosen.reshape(-1, 1), 1).reshape(chosen.shape)
-                    bits[i:i + _TOGETHER, (at - 1) // 2] += np.log2(TOTAL / (found + 1)).sum(1)
+                    bits[i:i + _TOGETHER, order[at]] += np.log2(TOTAL / (found + 1)).sum(1)
         return bits
+
+    def _order(self, num_books: int) -> list[int]:
+        """The books whose classes and members come one after another in a frame."""
+        return [book for turn in self.config.books(num_books) for book in [*turn, *turn]]
 
     def _walk(self, codes: np.ndarray, depths: np.ndarray,
               is_told: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """For depths, and for each book's classes and members: counts (S T, 32), and what was taken (S, T)."""
+        """For depths, and then in the order of coding: counts (S T, 32), and what was taken (S, T)."""
         places = self.places(codes)
         told = np.where(is_told[:, None] & (depths >= 0), depths, UNTOLD)
         last, last_told = np.full_like(places, ABSENT), np.full_like(told, UNTOLD)
@@ -207,13 +227,14 @@ class EntropyModel:
         sums = sums.reshape(-1, sums.shape[2])
         yield self.depth_counts(sums, last_told.ravel()), depths.clip(0, DEPTHS - 1)
         self.add_depth(sums, told.ravel())
-        for k in range(codes.shape[1]):
-            here = places[:, k].ravel()
-            hidden = self.hidden(k, sums, last[:, k].ravel())
-            classes, members = np.divmod(places[:, k], MEMBERS)
-            yield self.class_counts(k, hidden), classes
-            yield self.member_counts(k, hidden, classes.ravel()), members
-            self.add(k, sums, here)
+        by_book, last = (np.ascontiguousarray(found.swapaxes(0, 1)) for found in (places, last))     # (K, S, T)
+        for turn in self.config.books(codes.shape[1]):
+            here = by_book[turn.start:turn.stop]
+            hidden = self.hidden(turn, sums, last[turn.start:turn.stop].reshape(len(turn), -1))
+            classes, members = np.divmod(here, MEMBERS)
+            yield from zip(self.class_counts(turn, hidden), classes)
+            yield from zip(self.member_counts(turn, hidden, classes.reshape(len(turn), -1)), members)
+            self.add(turn, sums, here.reshape(len(turn), -1))
 
     def start(self, sequences: int) -> State:
         """The state before the first frame of so many sequences."""
@@ -249,32 +270,51 @@ class EntropyModel:
         """Add the frames' depths, or UNTOLD, (N,) to the sums (N, E) that books start from."""
         sums += self._depth_here.take(told, 0)
 
-    def hidden(self, book: int, sums: np.ndarray, previous: np.ndarray) -> np.ndarray:
-        """Context plus earlier books (N, E), and this book's places a frame ago (N,) -> hidden values (N, H)."""
-        inputs = sums + self._before[book].take(previous, 0) if book < self.config.detailed_books else sums.copy()
-        return _limited(_rounded(_limited(inputs, _LOWEST) @ self._hidden[book]), _ZERO)
+    def hidden(self, turn: range, sums: np.ndarray, previous: np.ndarray) -> np.ndarray:
+        """Context plus earlier books (N, E), and the places of this turn's books a frame ago (G, N) -> (G, N, H)."""
+        detailed = self._detailed(turn)
+        inputs = np.repeat(sums[None], len(turn), 0)
+        for book, rows, before in zip(detailed, inputs, previous):
+            rows += self._before[book].take(before, 0)
+        return _limited(_rounded(_limited(inputs, _LOWEST) @ self._hidden[turn.start:turn.stop]), _ZERO)
 
-    def class_counts(self, book: int, hidden: np.ndarray) -> np.ndarray:
-        """Hidden values (N, H) -> counts of the classes (N, 32)."""
-        return counts(hidden @ self._class[book], self._count_table)
+    def class_counts(self, turn: range, hidden: np.ndarray) -> np.ndarray:
+        """Hidden values (G, N, H) -> counts of the classes (G, N, 32)."""
+        return self._counts(hidden @ self._class[turn.start:turn.stop])
 
-    def member_counts(self, book: int, hidden: np.ndarray, classes: np.ndarray) -> np.ndarray:
-        """Hidden values (N, H) and classes (N,) -> counts of the members of each one's class (N, 32)."""
-        if book >= self.config.detailed_books:
-            return np.full((len(hidden), MEMBERS), TOTAL // MEMBERS - 1, np.float64)
-        weights = self._member[book]
-        if len(hidden) <= _FEW_ROWS:
-            return counts((hidden[:, None] @ weights.take(classes, 0))[:, 0], self._count_table)
-        order = np.argsort(classes.astype(np.uint8), kind="stable")
-        ends = np.cumsum(np.bincount(classes, minlength=CLASSES))
-        scores = np.empty((len(hidden), MEMBERS), np.float32)
-        scores[order] = np.concatenate([rows @ part for rows, part in zip(np.split(hidden[order], ends[:-1]), weights)])
-        return counts(scores, self._count_table)
+    def member_counts(self, turn: range, hidden: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        """Hidden values (G, N, H) and classes (G, N) -> counts of the members of each one's class (G, N, 32)."""
+        detailed = len(self._detailed(turn))
+        if detailed == len(turn):
+            return self._counts(self._member_scores(turn, hidden, classes))
+        found = np.full((*classes.shape, MEMBERS), TOTAL // MEMBERS - 1, np.float64)
+        if detailed:
+            found[:detailed] = self._counts(self._member_scores(turn, hidden[:detailed], classes[:detailed]))
+        return found
 
-    def add(self, book: int, sums: np.ndarray, places: np.ndarray) -> None:
-        """Add this book's places (N,) to the sums (N, E) that later books start from."""
-        if book < self.config.detailed_books:
-            sums += self._here[book].take(places, 0)
+    def _member_scores(self, turn: range, hidden: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        if classes.size <= _FEW_ROWS:
+            weights = self._member[np.arange(turn.start, turn.start + len(classes))[:, None], classes]
+            return (hidden[:, :, None] @ weights)[:, :, 0]
+        scores = np.empty((*classes.shape, MEMBERS), np.float32)
+        for found, rows, taken, weights in zip(scores, hidden, classes, self._member[turn.start:]):
+            order = np.argsort(taken.astype(np.uint8), kind="stable")
+            ends = np.cumsum(np.bincount(taken, minlength=CLASSES))[:-1]
+            found[order] = np.concatenate([part @ matrix for part, matrix in zip(np.split(rows[order], ends), weights)])
+        return scores
+
+    def _counts(self, scores: np.ndarray) -> np.ndarray:
+        """Scores (G, N, 32) -> counts (G, N, 32)."""
+        return counts(scores.reshape(-1, scores.shape[2]), self._count_table).reshape(scores.shape)
+
+    def _detailed(self, turn: range) -> range:
+        """The books of a turn whose members are predicted, and which tell of others."""
+        return range(turn.start, min(turn.stop, max(turn.start, self.config.detailed_books)))
+
+    def add(self, turn: range, sums: np.ndarray, places: np.ndarray) -> None:
+        """Add the places of this turn's books (G, N) to the sums (N, E) that later turns start from."""
+        for book, here in zip(self._detailed(turn), places):
+            sums += self._here[book].take(here, 0)
 
 
 class _Layer:
@@ -391,6 +431,8 @@ def _check(config: EntropyConfig, tensors: dict[str, np.ndarray]) -> None:
     inner = max(config.width + config.feed_forward, config.head_width, config.head_hidden)
     if inner > 768 or config.width % config.heads or not 1 <= config.window <= 256 or config.layers > 8:
         raise ModelError("the entropy model's sizes are beyond what is exact")
+    if not config.turns or min(config.turns) < 1:
+        raise ModelError(f"the entropy model's turns are of {config.turns} books; expected one or more each")
     for name, (dtype, shape) in config.shapes().items():
         if name not in tensors:
             raise ModelError(f"the entropy model lacks its tensor {name}")

@@ -31,7 +31,7 @@ class PackedFrames:
 class PredictedFrames:
     """Codes by the tables of an entropy model that goes on from packet to packet and begins anew in key packets.
 
-    A payload is that of rangecoder.RangeCoder; of two channels, book by book: classes of both, then members of both.
+    A payload is that of rangecoder.RangeCoder; of two channels, turn by turn: classes of both, then members of both.
     """
 
     def __init__(self, model: EntropyModel, channels: int):
@@ -53,16 +53,14 @@ class PredictedFrames:
         if is_key:
             self._begin()
         books, num_frames = [len(channel) for channel in codes], codes[0].shape[1]
-        symbols, tables = iter(self._symbols(codes)), []
+        symbols, encoder = self._symbols(codes), RangeEncoder()
 
-        def take(counts: np.ndarray) -> int:
-            tables.append((next(symbols), counts))
-            return tables[-1][0]
+        def take(counts: np.ndarray) -> np.ndarray:
+            taken = next(symbols)
+            encoder.encode(taken, Categorical(perfect=False), counts)
+            return taken
 
         self._walk(books, num_frames, take)
-        taken, counts = zip(*tables)
-        encoder = RangeEncoder()
-        encoder.encode(np.array(taken, np.int32), Categorical(perfect=False), np.stack(counts))
         return shortest(encoder)
 
     def decode(self, packet: Packet) -> list[np.ndarray]:
@@ -74,22 +72,23 @@ class PredictedFrames:
         decoder = RangeDecoder(words(packet.payload))
         try:
             places = self._walk(packet.books, packet.num_frames,
-                                lambda counts: decoder.decode(Categorical(counts, lazy=True, perfect=False)))
+                                lambda counts: decoder.decode(Categorical(perfect=False), counts))
         except AssertionError as error:          # constriction's answer to words that no encoder writes
             raise FormatError(f"a damaged payload ({error})") from None
         return [channel[:count] for channel, count in zip(self._model.codes(places), packet.books)]
 
-    def _symbols(self, codes: list[np.ndarray]) -> Iterator[int]:
-        """Classes and members in the order in which they are coded."""
+    def _symbols(self, codes: list[np.ndarray]) -> Iterator[np.ndarray]:
+        """Classes, then members, int32 (n,), of each frame's turns in the order in which they are coded."""
         most, num_frames = max(map(len, codes)), codes[0].shape[1]
         places = [np.stack(np.divmod(self._model.places(channel[None])[0], MEMBERS)) for channel in codes]
         for t in range(num_frames):
-            for k in range(most):
+            for turn in self._model.config.books(most):
                 for level in range(2):
-                    yield from (int(channel[level, k, t]) for channel in places if channel.shape[1] > k)
+                    taken = [channel[level, turn.start:turn.stop, t] for channel in places]
+                    yield np.concatenate(taken, dtype=np.int32)
 
-    def _walk(self, books: Sequence[int], num_frames: int, code: Callable[[np.ndarray], int]) -> np.ndarray:
-        """Go on by some frames: `code` is given the counts (V,) of one symbol after another, and returns the symbol.
+    def _walk(self, books: Sequence[int], num_frames: int, code: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """Go on by some frames: `code` is given the counts (n, V) of symbols, and returns these (n,), time after time.
 
         Returns the places (C, K, T); 0 for books that a channel lacks.
         """
@@ -99,19 +98,22 @@ class PredictedFrames:
         for t in range(num_frames):
             sums = model.contexts(self._state, self._previous[:, :, None], untold[:, None])[:, 0]
             model.add_depth(sums, untold)
-            for k in range(most):
-                present = [channel for channel, count in enumerate(books) if count > k]
-                hidden = model.hidden(k, sums, self._previous[:, k])
-                symbols = np.zeros((2, self._channels), np.int64)
-                counts = model.class_counts(k, hidden)
-                for channel in present:
-                    symbols[0, channel] = code(counts[channel])
-                counts = model.member_counts(k, hidden, symbols[0])
-                for channel in present:
-                    symbols[1, channel] = code(counts[channel])
-                places[:, k, t] = symbols[0] * MEMBERS + symbols[1]
-                model.add(k, sums, places[:, k, t])
+            for turn in model.config.books(most):
+                sizes = [min(max(count - turn.start, 0), len(turn)) for count in books]
+                hidden = model.hidden(turn, sums, self._previous[:, turn.start:turn.stop].T)
+                classes = _coded(code, model.class_counts(turn, hidden), sizes)
+                found = classes * MEMBERS + _coded(code, model.member_counts(turn, hidden, classes), sizes)
+                model.add(turn, sums, found)
+                places[:, turn.start:turn.stop, t] = found.T
             self._previous = np.full_like(self._previous, ABSENT)
             for channel, count in enumerate(books):
                 self._previous[channel, :count] = places[channel, :count, t]
         return places
+
+
+def _coded(code: Callable[[np.ndarray], np.ndarray], counts: np.ndarray, sizes: list[int]) -> np.ndarray:
+    """The symbols (G, C) that `code` gives for the first `sizes` of each channel's counts (G, C, V), and zeros."""
+    found = np.zeros(counts.shape[:2], np.int64)
+    is_there = np.arange(len(found)) < np.array(sizes)[:, None]
+    found.T[is_there] = code(counts.swapaxes(0, 1)[is_there])
+    return found

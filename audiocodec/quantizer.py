@@ -11,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor, nn
 
+from audiocodec.model import ModelConfig
+
 _BEAM = 4                # partial codes that are followed at once
 _SPARE = 2               # candidates beyond the beam, among which rounding may have erred
 _GROUP = 32              # entries of which the best one stands for all in a first look
@@ -25,6 +27,11 @@ class ResidualQuantizer(nn.Module):
         self.register_buffer("codebooks", torch.zeros(num_books, book_size, dim))
         self.dims = [coarse_dim if k < coarse_books else dim for k in range(num_books)]    # that each book codes
         self._books: list[_Book] | None = None
+
+    @classmethod
+    def fitting(cls, config: ModelConfig) -> "ResidualQuantizer":
+        """One for the latents of a model."""
+        return cls(config.num_books, config.book_size, config.latent_dim, config.coarse_books, config.coarse_dim)
 
     def freeze(self) -> "ResidualQuantizer":
         """Prepare the codebooks for many searches; they must stay as they are from now on."""
@@ -68,10 +75,10 @@ class _Book:
         self._group = math.gcd(len(entries), _GROUP)
 
     def candidates(self, rests: Tensor, rows: int) -> Tensor:
-        """Of each row's rests (rows, M, D or more), flat (rows M, ...), and entries the nearest pairs: (rows, n), sorted.
+        """Of each row's rests (rows, M, D or more), flat (rows M, ...), and entries the nearest pairs: (rows, n).
 
-        A pair is numbered rest * V + entry, from its row's first. Found in float32, which is quick; whoever asks
-        decides between the best ones in full precision.
+        A pair is numbered rest * V + entry, from its row's first; they are sorted. Found in float32, which is quick;
+        whoever asks decides between the best ones in full precision.
         """
         rough = rests[:, :self.entries.shape[1]].float()
         rough = torch.cat([rough, _half_power(rough), torch.ones_like(rough[:, :1])], 1)
@@ -101,7 +108,7 @@ def _search(vectors: Tensor, books: list[_Book]) -> Tensor:
         pairs = _flat(book.candidates(rests, rows), len(rests) // rows * size)
         parents, entries = pairs // size, pairs % size
         left = rests.index_select(0, parents)
-        coded = left[:, :dim].sub_(book.entries.index_select(0, entries))       # the others are as before in all of a row
+        coded = left[:, :dim].sub_(book.entries.index_select(0, entries))       # the others are alike in all of a row
         errors = coded.square().sum(-1).view(rows, -1)
         best = _flat(errors.sort(dim=1, stable=True).indices[:, :_BEAM], errors.shape[1])
         rests = left.index_select(0, best)

@@ -65,8 +65,9 @@ class PackedCoder:
 class RangeCoder:
     """Each number by the tables of an entropy model: frame by frame, the depth if it is told, then codes.
 
-    A code is two symbols, its class and its member. A payload is the coder's words, each from its highest byte down,
-    cut after the last byte that matters; a decoder reads zeros from there on.
+    A code is two symbols, its class and its member; of books that are predicted side by side all classes come first.
+    A payload is the coder's words, each from its highest byte down, cut after the last byte that matters; a decoder
+    reads zeros from there on.
     """
 
     def __init__(self, model: EntropyModel):
@@ -114,23 +115,27 @@ class RangeCoder:
             depth = num_books * (t < num_frames)
             if is_told.any():
                 line_up = [decoder if told else spare for decoder, told in zip(decoders, is_told & (depth > 0))]
-                told = np.where(is_told, _next(line_up, self.model.depth_counts(sums, last_told)), depth)
+                found = _next(line_up, self.model.depth_counts(sums, last_told)[None], np.ones_like(depth))[0]
+                told = np.where(is_told, found, depth)
                 if (told[depth > 0] > depth[depth > 0]).any():
                     raise FormatError("a damaged payload (a frame of more codebooks than there are)")
                 depth = np.minimum(told, depth)
             last_told = np.where(is_told, depth, UNTOLD)
             self.model.add_depth(sums, last_told)
             before, last = last, np.full_like(last, ABSENT)
-            for k in range(depth.max(initial=0)):
-                here = np.flatnonzero(depth > k)
+            for turn in self.model.config.books(depth.max(initial=0)):
+                here = np.flatnonzero(depth > turn.start)
+                sizes = np.minimum(depth[here] - turn.start, len(turn))
                 line_up = [decoders[i] for i in here]
                 inputs = sums[here]
-                hidden = self.model.hidden(k, inputs, before[here, k])
-                classes = _next(line_up, self.model.class_counts(k, hidden))
-                members = _next(line_up, self.model.member_counts(k, hidden, classes))
-                last[here, k] = classes * MEMBERS + members
-                self.model.add(k, inputs, last[here, k])
+                hidden = self.model.hidden(turn, inputs, before[here, turn.start:turn.stop].T)
+                classes = _next(line_up, self.model.class_counts(turn, hidden), sizes)
+                members = _next(line_up, self.model.member_counts(turn, hidden, classes), sizes)
+                found = classes * MEMBERS + members
+                self.model.add(turn, inputs, found)
                 sums[here] = inputs
+                is_there = np.arange(len(turn)) < sizes[:, None]
+                last[here, turn.start:turn.stop] = np.where(is_there, found.T, ABSENT)
             places[:, :, t], depths[:, t] = last, depth
         is_there = np.arange(places.shape[1])[:, None] < depths[:, None]
         codes = np.where(is_there, self.model.codes(np.where(is_there, places, 0)), 0)
@@ -193,11 +198,16 @@ def _number(bits: np.ndarray) -> np.ndarray:
     return bits @ (1 << np.arange(bits.shape[-1])[::-1])
 
 
-def _next(decoders: list[RangeDecoder], counts: np.ndarray) -> np.ndarray:
-    """Decode one symbol from each decoder, by its row of the counts (S, V) -> (S,)."""
+def _next(decoders: list[RangeDecoder], counts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Decode the first sizes (S,) of G symbols from each decoder, by its counts (G, S, V) -> (G, S), and zeros."""
     try:
-        return np.array([decoder.decode(Categorical(row, lazy=True, perfect=False))
-                         for decoder, row in zip(decoders, counts)])
+        if len(counts) == 1:
+            return np.array([[decoder.decode(Categorical(row, lazy=True, perfect=False))
+                              for decoder, row in zip(decoders, counts[0])]])
+        found = np.zeros(counts.shape[:2], np.int64)
+        for symbols, decoder, rows, size in zip(found.T, decoders, counts.swapaxes(0, 1).copy(), sizes):
+            symbols[:size] = decoder.decode(Categorical(perfect=False), rows[:size])
+        return found
     except AssertionError as error:            # constriction's answer to words that no encoder writes
         raise FormatError(f"a damaged payload ({error})") from None
 

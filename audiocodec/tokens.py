@@ -21,7 +21,7 @@ class Codec:
         self.device = choose_device(device)
         try:
             self.config = ModelConfig(**source.config["codec"])
-            encoder, quantizer, self.decoder = _build_networks(self.config, source.part("codec"), self.device)
+            encoder, quantizer, self.decoder = _build_networks(self.config, source.codec(), self.device)
             self.entropy = EntropyModel(EntropyConfig(**source.config["entropy"]), source.part("entropy"))
         except (KeyError, IndexError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
             reason = " ".join(str(error).split())
@@ -73,10 +73,10 @@ class Codec:
 
 
 def _build_networks(config: ModelConfig, tensors: dict[str, np.ndarray], device: str):
-    parts = Encoder(config), ResidualQuantizer(config.num_books, config.book_size, config.latent_dim), Decoder(config)
+    parts = Encoder(config), ResidualQuantizer.fitting(config), Decoder(config)
     for part, name in zip(parts, ("encoder", "quantizer", "decoder")):
         prefix = f"{name}."
-        part.load_state_dict({key.removeprefix(prefix): torch.from_numpy(value.astype(np.float32))
+        part.load_state_dict({key.removeprefix(prefix): torch.from_numpy(value)
                               for key, value in tensors.items() if key.startswith(prefix)})
         part.eval().requires_grad_(False).to(device)
     return parts

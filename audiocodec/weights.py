@@ -12,6 +12,7 @@ from safetensors.numpy import save as to_bytes
 from audiocodec.errors import ModelError
 
 IDENTITY_SIZE = 6
+_STEPS = "codec.quantizer.steps"        # (K, V), what 1 in an entry of a codebook means
 _PACKAGE = Path(__file__).parent
 _FOLDERS = (_PACKAGE / "models", _PACKAGE.parent / "weights")    # in an installed package, in a checkout
 
@@ -29,6 +30,15 @@ class Weights:
         """The tensors of one part, without its prefix."""
         return {key.removeprefix(f"{name}."): value
                 for key, value in self.tensors.items() if key.startswith(f"{name}.")}
+
+    def codec(self) -> dict[str, np.ndarray]:
+        """The tensors of the codec as its networks and quantizer have them, float32."""
+        tensors = self.part("codec")
+        steps = tensors.pop(_STEPS.removeprefix("codec."), None)
+        state = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
+        if steps is not None:            # else a file of before books had any
+            state["quantizer.codebooks"] *= steps.astype(np.float32)[..., None]
+        return state
 
 
 def released() -> list[Path]:
@@ -71,6 +81,24 @@ def load(name: str) -> Weights:
     except (OSError, TypeError, ValueError, safetensors.SafetensorError) as error:
         raise ModelError(f"{path}: not a readable weights file ({error})") from None
     return Weights(path, identity(path), config, tensors)
+
+
+def codec_tensors(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What `Weights.codec` gives -> the tensors of a file: float16, and codebooks (K, V, D) in int8 steps by entry.
+
+    The error is some 45 dB under an entry, and far under what even the last book leaves.
+    """
+    books = state["quantizer.codebooks"]
+    steps = (np.abs(books).max(-1) / 127).astype(np.float16)
+    whole = np.rint(books / np.maximum(steps, np.float16(6e-8)).astype(np.float32)[..., None]).clip(-127, 127)
+    tensors = {f"codec.{name}": tensor.astype(np.float16) for name, tensor in state.items()}
+    return tensors | {"codec.quantizer.codebooks": whole.astype(np.int8), _STEPS: steps}
+
+
+def rounded_books(books: np.ndarray) -> np.ndarray:
+    """Codebooks (K, V, D) as they come back from a file."""
+    tensors = codec_tensors({"quantizer.codebooks": books})
+    return tensors["codec.quantizer.codebooks"] * tensors[_STEPS].astype(np.float32)[..., None]
 
 
 def pack(config: dict, tensors: dict[str, np.ndarray]) -> bytes:

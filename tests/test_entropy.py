@@ -1,5 +1,6 @@
 """The integer entropy model: one set of tables however, and wherever, they are computed."""
 import hashlib
+import itertools
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from audiocodec.entropy import BOOK_SIZE, TOTAL, UNTOLD, EntropyConfig, EntropyM
 from audiocodec.errors import ModelError
 
 TINY = EntropyConfig(num_books=6, detailed_books=4, context_books=3, layers=2, width=32, heads=2,
-                     feed_forward=48, window=10, head_width=24, head_hidden=16)
+                     feed_forward=48, window=10, head_width=24, head_hidden=16, turns=(1, 2))
 KERNELS = ("Prescott", "Nehalem", "Sandybridge", "Haswell", "Zen", "SkylakeX")
 
 
@@ -79,12 +80,13 @@ def step_by_step(model: EntropyModel, codes: np.ndarray, depths: np.ndarray, is_
         model.add_depth(sums, last_told)
         for sequence in np.flatnonzero(is_told):
             tables[sequence].append(found[sequence])
-        for k in range(books):
-            hidden = model.hidden(k, sums, last[:, k])
-            both = model.class_counts(k, hidden), model.member_counts(k, hidden, places[:, k, t] // 32)
-            model.add(k, sums, places[:, k, t])
-            for sequence in np.flatnonzero(depths[:, t] > k):
-                tables[sequence] += [level[sequence] for level in both]
+        for turn in model.config.books(books):
+            here = places[:, turn.start:turn.stop, t].T
+            hidden = model.hidden(turn, sums, last[:, turn.start:turn.stop].T)
+            both = model.class_counts(turn, hidden), model.member_counts(turn, hidden, here // 32)
+            model.add(turn, sums, here)
+            for sequence, level in itertools.product(range(sequences), both):
+                tables[sequence] += list(level[:max(0, depths[sequence, t] - turn.start), sequence])
         last = np.where(np.arange(books) < depths[:, t, None], places[:, :, t], BOOK_SIZE)
     return np.concatenate(tables)
 
@@ -172,8 +174,8 @@ def test_cost_adds_up_the_chosen_frequencies():
 def test_activations_stay_in_float32(model):
     """In float64 all is as exact, but every product would convert its weights anew and take more than twice as long."""
     sums = model.contexts(model.start(2), random_codes((2, 3, 4)), np.full((2, 4), UNTOLD))
-    hidden = model.hidden(0, sums[:, 0], np.array([5, BOOK_SIZE]))
-    assert sums.dtype == hidden.dtype == (hidden @ model._class[0]).dtype == np.float32
+    hidden = model.hidden(range(1), sums[:, 0], np.array([[5, BOOK_SIZE]]))
+    assert sums.dtype == hidden.dtype == (hidden @ model._class[:1]).dtype == np.float32
 
 
 def test_counts_of_a_hand_worked_table():
@@ -279,20 +281,25 @@ def reference_tables(config, tensors, codes, depths, is_told):
             tables.append(reference_counts(tensors, tensors["depth.class"] @ hidden + tensors["depth.class_bias"]))
             symbols.append(depth)
         sums = sums + tensors["depth.here"][told]
-        here = {}
-        for k in range(depth):
-            here[k] = tensors["order"][k, codes_now[k]]
-            group, member = divmod(here[k], 32)
-            past = tensors["before"][k, last.get(k, BOOK_SIZE)] if k < config.detailed_books else 0
-            hidden = reference_hidden(tensors, "", k, sums + past)
-            tables.append(reference_counts(tensors, tensors["class"][k] @ hidden + tensors["class_bias"][k]))
-            if k < config.detailed_books:
-                scores = tensors["member"][k, group] @ hidden + tensors["member_bias"][k, group]
-                tables.append(reference_counts(tensors, scores))
-                sums = sums + tensors["here"][k, here[k]]
-            else:
-                tables.append(np.full(32, 2 ** 24 // 32 - 1))
-            symbols += [group, member]
+        here = {k: tensors["order"][k, codes_now[k]] for k in range(depth)}
+        sizes, start = list(config.turns), 0
+        while start < depth:
+            turn, hidden = range(start, min(start + sizes[0], depth)), {}
+            for k in turn:
+                past = tensors["before"][k, last.get(k, BOOK_SIZE)] if k < config.detailed_books else 0
+                hidden[k] = reference_hidden(tensors, "", k, sums + past)
+                tables.append(reference_counts(tensors, tensors["class"][k] @ hidden[k] + tensors["class_bias"][k]))
+                symbols.append(here[k] // 32)
+            for k in turn:
+                if k < config.detailed_books:
+                    group = here[k] // 32
+                    scores = tensors["member"][k, group] @ hidden[k] + tensors["member_bias"][k, group]
+                    tables.append(reference_counts(tensors, scores))
+                    sums = sums + tensors["here"][k, here[k]]
+                else:
+                    tables.append(np.full(32, 2 ** 24 // 32 - 1))
+                symbols.append(here[k] % 32)
+            start, sizes = turn.stop, sizes[1:] or sizes
         last, last_told = here, told
     return np.array(tables), symbols
 

@@ -81,3 +81,16 @@ def test_silence_takes_entry_zero_of_every_book():
     books = torch.randn(4, 16, 8, generator=torch.Generator().manual_seed(2))
     books[:, 0] = 0
     assert not _quantizer(books.tolist()).encode(torch.zeros(1, 8, 3), 4).any()
+
+
+def test_coarse_books_leave_the_other_latents_alone():
+    books = torch.randn(4, 64, 6, generator=torch.Generator().manual_seed(0)) / torch.arange(1, 5)[:, None, None]
+    books[:, 0] = 0
+    books[:2, :, 3:] = 0
+    latents = torch.randn(2, 6, 9, dtype=torch.float64)
+    coarse = ResidualQuantizer(4, 64, 6, coarse_books=2, coarse_dim=3)
+    coarse.codebooks.copy_(books)
+    assert (coarse.encode(latents, 4) == _quantizer(books.tolist()).encode(latents, 4)).all()
+    changed = latents.clone()
+    changed[:, 3:] = 0
+    assert (coarse.encode(latents, 2) == coarse.encode(changed, 2)).all()

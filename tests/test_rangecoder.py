@@ -11,7 +11,7 @@ from audiocodec.rangecoder import Frames, PackedCoder, RangeCoder, Shape
 from test_entropy import random_tensors
 
 CONFIG = EntropyConfig(num_books=32, detailed_books=5, context_books=3, layers=1, width=16, heads=2,
-                       feed_forward=16, window=8, head_width=8, head_hidden=8)
+                       feed_forward=16, window=8, head_width=8, head_hidden=8, turns=(1, 1, 2, 4))
 MODEL = EntropyModel(CONFIG, random_tensors(CONFIG))
 PACKED, RANGE = PackedCoder(), RangeCoder(MODEL)
 SHAPES = st.lists(st.builds(Shape, st.integers(0, 31), st.integers(0, 12), st.booleans()), min_size=1, max_size=20)

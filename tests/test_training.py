@@ -353,8 +353,8 @@ def test_a_wrong_configuration_is_named(tmp_path, text, message):
 
 def test_the_configuration_and_the_code_agree():
     settings = configs.load("nac-24k")
-    assert settings.model == ModelConfig()
-    assert settings.entropy == EntropyConfig()
+    assert settings.model == ModelConfig(coarse_books=8, coarse_dim=64)
+    assert settings.entropy == EntropyConfig(turns=(1, 1, 2, 4, 8))
     for preset in configs.presets():
         assert configs.load(preset).model.book_size == 1024
 

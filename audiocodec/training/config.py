@@ -85,9 +85,16 @@ def _checked(path: Path, name: str, value, usual):
     """A value of the type that its key usually has."""
     if isinstance(usual, float) and type(value) is int:
         value = float(value)
-    if type(value) is not type(usual) or not isinstance(value, bool) and value < 0:
+    if type(value) is not type(usual) or not _is_sane(value):
         raise NacError(f"{path}: {name} = {value!r}; expected a {type(usual).__name__}, such as {usual!r}")
     return value
+
+
+def _is_sane(value) -> bool:
+    """No number is below 0; a list is of counts."""
+    if isinstance(value, list):
+        return bool(value) and all(type(count) is int and count > 0 for count in value)
+    return isinstance(value, bool) or value >= 0
 
 
 def _config(tables: dict, path: Path) -> TrainConfig:

@@ -211,13 +211,14 @@ class EntropyNet(nn.Module):
         sums = self.contexts(last, last_told)
         depth_nats = self.depth(sums, last_told, depths.clamp_max(DEPTHS - 1), self.rounding)
         sums = sums + self.depth.add(told, self.rounding)
+        starts = {book: turn.start for turn in self.config.books(self.config.num_books) for book in turn}
         nats, done = [], 0
         for k in books:
-            for j in range(done, k):
+            for j in range(done, starts[k]):        # books of its own turn tell it nothing
                 if self.books[j].detailed:
                     sums = sums + self.books[j].add(codes[:, j], self.rounding)
             nats.append(self.books[k](sums, last[:, k], codes[:, k], self.rounding))
-            done = k
+            done = starts[k]
         return depth_nats, torch.stack(nats)
 
     def contexts(self, last: Tensor, last_told: Tensor) -> Tensor:

@@ -14,8 +14,7 @@ class Generator(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
-        self.quantizer = ResidualQuantizer(config.num_books, config.book_size, config.latent_dim,
-                                           config.coarse_books, config.coarse_dim)
+        self.quantizer = ResidualQuantizer.fitting(config)
         self.decoder = Decoder(config)
 
     def latents(self, samples: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from audiocodec.training.losses import (
     Balancer, Discriminator, LoudnessDistance, SpectrumDistance, StructureDistance, adversarial_loss, critic_loss,
     waveform_distance)
 from audiocodec.training.validation import codebook_use, encode, examples, validate
+from audiocodec.weights import rounded_books
 
 CODEC_STAGES = STAGES[:3]
 _LOUDNESS_WINDOWS = 256, 768             # samples
@@ -140,8 +141,11 @@ class Trainer:
         self._begin_stage()
 
     def _settle(self) -> None:
-        """From here codes are final: those of the averaged encoder, and the books as they are."""
+        """From here codes are final: those of the averaged encoder, and the books as a weights file will have them."""
         self.generator.encoder.load_state_dict(self.average.encoder.state_dict())
+        books = torch.from_numpy(rounded_books(self.generator.quantizer.codebooks.cpu().numpy()))
+        for quantizer in (self.generator.quantizer, self.average.quantizer):
+            quantizer.codebooks.copy_(books)
         self.settled = True
 
     def _fit_stage(self) -> None:

@@ -78,7 +78,7 @@ def train(material: Material, run: Path, config: TrainConfig, plan: Plan | None,
         if resume:
             trainer.resume(keep_lengths=plan is None)
         elif begun:
-            trainer.start_from(begun.part("codec"), begun.config["codec"])
+            trainer.start_from(begun.codec(), begun.config["codec"])
             if team.leads:
                 shutil.copyfile(begun.path, run / _BEGUN)
         else:
@@ -116,8 +116,8 @@ def finish(trainer: Trainer, about: dict) -> Path:
     length = trainer.lengths["entropy"]
     limit = {"updates": length} if trainer.count_updates else {"minutes": length * 2 / 3}
     codes = _codes(trainer, run / "codes.npy")
-    tensors = codec_tensors(generator)
-    books = tensors["codec.quantizer.codebooks"].astype(np.float32)
+    tensors = weights.codec_tensors({name: tensor.cpu().numpy() for name, tensor in generator.state_dict().items()})
+    books = generator.quantizer.codebooks.cpu().numpy()
     entropy_config, entropy_tensors, bits = train_entropy(
         codes, books, config=config.entropy, seed=config.seed, device=trainer.team.device,
         rate=config.learning_rate["entropy"], log=trainer.log_entropy, checkpoint=run / "entropy.pt",
@@ -142,11 +142,6 @@ def _begun_entropy(path: Path, config: TrainConfig) -> dict[str, np.ndarray] | N
     begun = weights.load(str(path))
     sizes = EntropyConfig(**begun.config["entropy"] | {"answer": ""})
     return begun.part("entropy") if sizes == config.entropy else None
-
-
-def codec_tensors(generator: Generator) -> dict[str, np.ndarray]:
-    """The codec's tensors as a weights file holds them: float16."""
-    return {f"codec.{name}": tensor.cpu().numpy().astype(np.float16) for name, tensor in generator.state_dict().items()}
 
 
 def _codes(trainer: Trainer, path: Path) -> np.ndarray:
