@@ -84,7 +84,8 @@ class CodebookTrainer:
         """
         batch, dim, frames = latents.shape
         rows = latents.transpose(1, 2).reshape(-1, dim)
-        steps = self._steps(rows.detach()) if learn else self._searched(rows.detach())
+        wanted = torch.where(prices > 0, len(self.quantizer.codebooks), num_books).repeat_interleave(frames)
+        steps = self._steps(rows.detach(), wanted) if learn else self._searched(rows.detach())
         norms = torch.stack([left.norm(dim=1) for left, *_ in steps] + [(steps[-1][0] - steps[-1][1]).norm(dim=1)], 1)
         priced = choose_depths(norms.view(batch, frames, -1).transpose(1, 2), prices[:, None, None], 1)
         depths = torch.where(prices[:, None] > 0, priced, num_books[:, None])
@@ -103,11 +104,16 @@ class CodebookTrainer:
         straight = rows + (quantized - rows).detach()
         return straight.reshape(batch, frames, dim).transpose(1, 2), depths, commitment / dim
 
-    def _steps(self, rows: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """What each book finds of vectors (N, D): residuals (N, D), the entries nearest to them, their numbers (N,)."""
+    def _steps(self, rows: Tensor, wanted: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """What each book finds of vectors (N, D): residuals (N, D), the entries nearest to them, their numbers (N,).
+
+        wanted (N,): how many books a vector can need; from the others it gets entry 0, which is none.
+        """
         steps = []
-        for book in self.quantizer.codebooks:
-            index = nearest(rows, book)
+        for k, (book, dim) in enumerate(zip(self.quantizer.codebooks, self.quantizer.dims)):
+            here = (wanted > k).nonzero()[:, 0]
+            index = torch.zeros_like(wanted)
+            index[here] = nearest(rows[here, :dim], book[:, :dim])
             steps.append((rows, book[index], index))
             rows = rows - book[index]
         return steps
