@@ -73,7 +73,9 @@ class Codec:
 
 
 def _build_networks(config: ModelConfig, tensors: dict[str, np.ndarray], device: str):
-    parts = Encoder(config), ResidualQuantizer(config.num_books, config.book_size, config.latent_dim), Decoder(config)
+    quantizer = ResidualQuantizer(config.num_books, config.book_size, config.latent_dim,
+                                  config.coarse_books, config.coarse_dim)
+    parts = Encoder(config), quantizer, Decoder(config)
     for part, name in zip(parts, ("encoder", "quantizer", "decoder")):
         prefix = f"{name}."
         part.load_state_dict({key.removeprefix(prefix): torch.from_numpy(value.astype(np.float32))
