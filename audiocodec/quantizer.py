@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +16,7 @@ _BEAM = 4                # partial codes that are followed at once
 _SPARE = 2               # candidates beyond the beam, among which rounding may have erred
 _GROUP = 32              # entries of which the best one stands for all in a first look
 _FRAMES = 128            # searched together: what they need stays in a core's cache
+_FEW = 8                 # up to so many are searched one by one, in numpy: calls of torch would take longer
 
 
 class ResidualQuantizer(nn.Module):
@@ -43,6 +45,9 @@ class ResidualQuantizer(nn.Module):
         batch, _, frames = latents.shape
         books = self._prepared(num_books) if self._books is None else self._books[:num_books]
         rows = latents.transpose(1, 2).flatten(0, 1)
+        if len(rows) <= _FEW and not rows.is_cuda:
+            codes = torch.from_numpy(np.array([_search_one(row, books) for row in rows.numpy()]).reshape(-1, num_books))
+            return codes.reshape(batch, frames, num_books).transpose(1, 2)
         codes = torch.cat(_mapped(lambda part: _search(part, books), rows.tensor_split(-(-len(rows) // _FRAMES) or 1)))
         return codes.reshape(batch, frames, num_books).transpose(1, 2)
 
@@ -66,6 +71,7 @@ class _Book:
         # (x, -|x|^2 / 2, 1) times (entry, 1, -|entry|^2 / 2) is minus half of their squared distance.
         self._columns = torch.cat([rough, torch.ones_like(rough[:, :1]), _half_power(rough)], 1).T
         self._group = math.gcd(len(entries), _GROUP)
+        self.array, self._column_array = self.entries.cpu().numpy(), self._columns.cpu().numpy()
 
     def candidates(self, rests: Tensor, rows: int) -> Tensor:
         """Of each row's rests (rows, M, D or more), flat (rows M, ...), and entries the nearest pairs: (rows, n), sorted.
@@ -81,6 +87,18 @@ class _Book:
         inside = _best(members.view(rows, -1))
         pairs = groups.gather(1, inside // self._group) * self._group + inside % self._group
         return pairs.sort(1).values
+
+    def candidates_of_one(self, rests: np.ndarray) -> np.ndarray:
+        """The same of one row's rests (M, D or more), as arrays: (n,), sorted."""
+        rough = np.empty((len(rests), len(self._column_array)), np.float32)
+        coded = rough[:, :-2]
+        coded[:] = rests[:, :coded.shape[1]]
+        rough[:, -2] = np.einsum("md,md->m", coded, coded) / -2
+        rough[:, -1] = 1
+        closeness = (rough @ self._column_array).reshape(-1, self._group)
+        groups = _best_of_one(closeness.max(1))
+        inside = _best_of_one(closeness[groups].ravel())
+        return np.sort(groups[inside // self._group] * self._group + inside % self._group)
 
 
 def _mapped(search: Callable[[Tensor], Tensor], parts: Sequence[Tensor]) -> list[Tensor]:
@@ -114,6 +132,25 @@ def _search(vectors: Tensor, books: list[_Book]) -> Tensor:
     return torch.stack(codes[::-1], 1)
 
 
+def _search_one(vector: np.ndarray, books: list[_Book]) -> np.ndarray:
+    """What _search does, for one vector (D,) -> codes (K,)."""
+    rests, steps = vector[None], []
+    for book in books:
+        size, dim = book.array.shape
+        parents, entries = np.divmod(book.candidates_of_one(rests), size)
+        left = rests[parents]
+        coded = left[:, :dim]
+        coded -= book.array[entries]
+        best = np.einsum("md,md->m", coded, coded).argsort(kind="stable")[:_BEAM]
+        rests = left[best]
+        steps.append((parents[best], entries[best]))
+    at, codes = 0, np.empty(len(books), np.int64)
+    for k in range(len(books) - 1, -1, -1):
+        parents, entries = steps[k]
+        codes[k], at = entries[at], parents[at]
+    return codes
+
+
 def _half_power(vectors: Tensor) -> Tensor:
     """Vectors (N, D) -> minus half of their squared lengths, (N, 1)."""
     return vectors.square().sum(-1, keepdim=True) / -2
@@ -122,6 +159,12 @@ def _half_power(vectors: Tensor) -> Tensor:
 def _best(values: Tensor) -> Tensor:
     """The places of the highest values of each row (N, n), in no order."""
     return values.topk(min(_BEAM + _SPARE, values.shape[1]), sorted=False).indices
+
+
+def _best_of_one(values: np.ndarray) -> np.ndarray:
+    """The places of the highest values (n,), in no order."""
+    count = min(_BEAM + _SPARE, len(values))
+    return values.argpartition(-count)[-count:]
 
 
 def _flat(index: Tensor, width: int) -> Tensor:

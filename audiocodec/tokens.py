@@ -1,9 +1,11 @@
 """A loaded model: samples <-> codes, whole or in pieces of any size."""
+from functools import cached_property
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from audiocodec import rangecoder, weights
+from audiocodec import few, rangecoder, weights
 from audiocodec.entropy import BOOK_SIZE, EntropyConfig, EntropyModel
 from audiocodec.errors import ModelError, NacError
 from audiocodec.model import Decoder, Encoder, ModelConfig
@@ -67,6 +69,27 @@ class Codec:
         if not 1 <= num_books <= self.config.num_books:
             raise NacError(f"{num_books} codebooks; this model has 1 to {self.config.num_books}")
 
+    def encode_blocks(self, blocks: Tensor, state: few.State) -> tuple[Tensor, few.State]:
+        """Blocks of samples float64 (B, T, hop) -> latents (B, T, D) and the encoder's next state."""
+        encoder = self._few_encoder if self._suits_few(blocks) else self.encoder
+        return encoder(blocks, state)
+
+    def decode_latents(self, latents: Tensor, num_books: Tensor, state: few.State) -> tuple[Tensor, few.State]:
+        """Latents (B, T, D), books used (B, T) -> blocks of samples (B, T, hop), and the decoder's next state."""
+        decoder = self._few_decoder if self._suits_few(latents) else self.decoder
+        return decoder(latents, num_books, state)
+
+    @cached_property
+    def _few_encoder(self) -> few.Encoder:
+        return few.Encoder(self.encoder)
+
+    @cached_property
+    def _few_decoder(self) -> few.Decoder:
+        return few.Decoder(self.decoder)
+
+    def _suits_few(self, rows: Tensor) -> bool:
+        return rows.shape[1] <= few.MOST and not rows.is_cuda
+
     def coder(self, entropy_coded: bool) -> "rangecoder.RangeCoder | rangecoder.PackedCoder":
         """The coder of payloads that a file asks for."""
         return rangecoder.RangeCoder(self.entropy) if entropy_coded else rangecoder.PackedCoder()
@@ -124,7 +147,7 @@ class StreamEncoder:
     def _encode(self, blocks: Tensor) -> np.ndarray:
         if not blocks.shape[1]:
             return self._empty
-        latents, self._state = self._codec.encoder(blocks.to(self._codec.device), self._state)
+        latents, self._state = self._codec.encode_blocks(blocks.to(self._codec.device), self._state)
         return self._codec.quantizer.encode(latents.transpose(1, 2), self._num_books).cpu().numpy()
 
 
@@ -149,5 +172,5 @@ class StreamDecoder:
     def _decode(self, codes: Tensor, num_books: Tensor) -> Tensor:
         codes, num_books = codes.to(self._codec.device), num_books.to(self._codec.device)
         latents = self._codec.quantizer.decode(codes).transpose(1, 2).float()
-        blocks, self._state = self._codec.decoder(latents, num_books, self._state)
+        blocks, self._state = self._codec.decode_latents(latents, num_books, self._state)
         return blocks.flatten(1).cpu()
