@@ -1,4 +1,4 @@
-"""A few frames at once through the networks, in numpy: where products have few rows, calls of torch cost more than they do.
+"""A few frames at once through the networks, in numpy: products of few rows cost less than calls of torch.
 
 The twins of model.py's Encoder and Decoder, called as they are: same weights, same states. Weights lie as (inputs,
 outputs), the order in which one row times a matrix is quickest: that reads each weight once, and so takes as long as
@@ -54,7 +54,9 @@ class Decoder:
         learned, past = self._network(latents, past, self._books[num_books.numpy()])
         companded = latents @ self._linear + learned * _presence(latents)
         coefficients = np.copysign(np.abs(companded) ** self._power, companded)
-        early, late = np.split(coefficients @ self._cosine, 2, 2)
+        frames = coefficients @ self._cosine
+        hop = frames.shape[2] // 2
+        early, late = frames[..., :hop], frames[..., hop:]
         blocks = early + np.concatenate([overlap, late[:, :-1]], 1)
         return torch.from_numpy(blocks), _tensors(late[:, -1:], past)
 
@@ -71,7 +73,7 @@ class _Spectrum:
         self._after = np.exp(-1j * math.pi / hop * first * (k + 0.5))
 
     def __call__(self, blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Blocks (B, T + 1, hop) -> MDCT coefficients and the magnitudes of MDCT and MDST together, each (B, T, hop)."""
+        """Blocks (B, T + 1, hop) -> MDCT coefficients, and magnitudes of MDCT and MDST together, (B, T, hop)."""
         frames = np.concatenate([blocks[:, :-1], blocks[:, 1:]], 2)
         spectrum = np.fft.fft(frames * self._before)[..., :self._hop] * self._after
         return spectrum.real, np.abs(spectrum)
@@ -128,7 +130,7 @@ def _after_norm(norm: model.RMSNorm, layer: model.nn.Linear) -> np.ndarray:
 
 def _normalised(x: np.ndarray) -> np.ndarray:
     """RMSNorm without weights."""
-    return x / np.sqrt(np.square(x).mean(-1, keepdims=True) + model.NORM_FLOOR)
+    return x / np.sqrt(_power(x) + model.NORM_FLOOR)
 
 
 def _gelu(x: np.ndarray) -> np.ndarray:
@@ -138,5 +140,10 @@ def _gelu(x: np.ndarray) -> np.ndarray:
 
 def _presence(x: np.ndarray) -> np.ndarray:
     """1 for a frame (B, T, C) that holds anything, 0 for silence."""
-    power = np.square(x).mean(-1, keepdims=True)
+    power = _power(x)
     return power / (power + model.FAINT)
+
+
+def _power(x: np.ndarray) -> np.ndarray:
+    """The mean square of each frame (B, T, C), (B, T, 1)."""
+    return np.einsum("btc,btc->bt", x, x)[..., None] / x.shape[2]

@@ -119,8 +119,9 @@ def choose_device(device: str) -> str:
 class StreamEncoder:
     """Samples in pieces of any size -> codes, the same as those of the whole."""
 
-    def __init__(self, codec: Codec, batch: int, num_books: int):
-        self._codec, self._num_books = codec, num_books
+    def __init__(self, codec: Codec, batch: int, num_books: int, likely_books: int | None = None):
+        """likely_books: as ResidualQuantizer.encode has it."""
+        self._codec, self._num_books, self._likely_books = codec, num_books, likely_books
         self._waiting = torch.zeros(batch, 0, dtype=torch.float64)
         self._state = codec.encoder.start(torch.zeros(batch, 1, dtype=torch.float64, device=codec.device))
         self._empty = np.zeros((batch, num_books, 0), np.int64)
@@ -148,7 +149,8 @@ class StreamEncoder:
         if not blocks.shape[1]:
             return self._empty
         latents, self._state = self._codec.encode_blocks(blocks.to(self._codec.device), self._state)
-        return self._codec.quantizer.encode(latents.transpose(1, 2), self._num_books).cpu().numpy()
+        latents = latents.transpose(1, 2)
+        return self._codec.quantizer.encode(latents, self._num_books, self._likely_books).cpu().numpy()
 
 
 class StreamDecoder:
