@@ -50,14 +50,25 @@ class ResidualQuantizer(nn.Module):
         if len(rows) <= _FEW and not rows.is_cuda:
             codes = torch.from_numpy(np.array([_search_one(row, plan) for row in rows.numpy()]).reshape(-1, num_books))
             return codes.reshape(batch, frames, num_books).transpose(1, 2)
-        parts = rows.tensor_split(-(-len(rows) // _FRAMES) or 1)
-        codes = torch.cat(_mapped(lambda part: _search(part, plan), parts))
+        threads = 1 if rows.is_cuda else torch.get_num_threads()
+        parts = rows.tensor_split(max(1, -(-len(rows) // (threads * _FRAMES)) * threads))     # equally many for each
+        codes = torch.cat(_mapped(lambda part: _search(part, plan), parts, threads))
         return codes.reshape(batch, frames, num_books).transpose(1, 2)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Codes (B, K, T) -> latents (B, D, T), the sum of the chosen entries."""
+        if self._books is not None and codes.shape[2] <= _FEW and not codes.is_cuda:
+            return torch.from_numpy(self._decode_few(codes.numpy())).transpose(1, 2)
         total = sum(book[index] for book, index in zip(self.codebooks[:codes.shape[1]], codes.unbind(1)))
         return total.transpose(1, 2)
+
+    def _decode_few(self, codes: np.ndarray) -> np.ndarray:
+        """Codes (B, K, T) -> latents (B, T, D)."""
+        batch, num_books, frames = codes.shape
+        total = np.zeros((batch, frames, self.codebooks.shape[2]), self._books[0].array.dtype)
+        for k, book in enumerate(self._books[:num_books]):
+            total[..., :book.array.shape[1]] += book.array[codes[:, k]]
+        return total
 
 
 def nearest(vectors: Tensor, book: Tensor) -> Tensor:
@@ -109,10 +120,9 @@ class _Book:
 Plan = list[tuple[_Book, int]]     # each book, and how many partial codes are followed up to it
 
 
-def _mapped(search: Callable[[Tensor], Tensor], parts: Sequence[Tensor]) -> list[Tensor]:
+def _mapped(search: Callable[[Tensor], Tensor], parts: Sequence[Tensor], threads: int) -> list[Tensor]:
     """Search parts side by side, each in one thread: by itself torch would share out little but the large products."""
-    threads = min(torch.get_num_threads(), len(parts))
-    if threads == 1 or parts[0].is_cuda:
+    if threads == 1:
         return list(map(search, parts))
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         return list(pool.map(search, parts))

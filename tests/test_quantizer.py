@@ -96,6 +96,13 @@ def test_codes_do_not_depend_on_preparation_or_threads(threads):
         torch.set_num_threads(before)
 
 
+def test_latents_do_not_depend_on_how_many_frames_are_decoded_together():
+    quantizer, latents = _random_quantizer()
+    codes = quantizer.encode(latents, 6)
+    whole = quantizer.decode(codes)
+    assert torch.equal(torch.cat([quantizer.freeze().decode(part) for part in codes.split(5, 2)], 2), whole)
+
+
 def test_silence_takes_entry_zero_of_every_book():
     books = torch.randn(4, 16, 8, generator=torch.Generator().manual_seed(2))
     books[:, 0] = 0
