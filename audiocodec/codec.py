@@ -15,7 +15,7 @@ from audiocodec.tokens import DEFAULT_MODEL, Codec, StreamDecoder, StreamEncoder
 __all__ = ["DEFAULT_KBPS", "DEFAULT_MODEL", "MAX_KBPS", "MIN_KBPS", "Codec", "DecodeResult", "EncodeResult",
            "StreamDecoder", "StreamEncoder", "decode", "decode_file", "encode", "encode_file", "verify_file"]
 
-_READ = 1 << 16                      # samples per channel read from a file at once
+_READ, _READ_PIPE = 1 << 18, 1 << 16  # samples per channel read at once: many are quicker, few come sooner
 
 
 # Audio -> .nac
@@ -59,7 +59,7 @@ def encode_file(source: Path, target: Path, *, kbps: float | None = DEFAULT_KBPS
     wish = encoding.Wish(kbps, codebooks, entropy, not cbr)
     with pcm.open_reader(source, raw, live) as reader, pcm.open_output(target, force) as file:
         total = (reader.num_samples or 0) / reader.sample_rate
-        blocks = reader.blocks(_READ)
+        blocks = reader.blocks(_READ_PIPE if pcm.is_pipe(source) else _READ)
         if mono:
             blocks = (block.mean(0, keepdims=True) for block in blocks)
         subtype = audio.restored_subtype(reader.subtype, Path("a.wav"))

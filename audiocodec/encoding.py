@@ -18,8 +18,8 @@ from audiocodec.tokens import Codec, StreamEncoder
 SEGMENT_FRAMES = MAX_FRAMES          # what the entropy model takes at once
 LIVE_SEGMENT_FRAMES = 16             # the fewest that the format has
 _FILE_OVERHEAD, _SEGMENT_OVERHEAD = 48, 10     # bytes besides payloads, roughly
-_WORTH = 2.5                         # times the books that fit without entropy coding: what may be worth computing
-
+_WORTH = 2.5                         # times the books that fit without entropy coding: what may be worth computing,
+_LIKELY = 1.6                        # and what most frames have to do with
 
 Progress = Callable[[float, float], None]     # seconds done, seconds in all
 
@@ -70,6 +70,13 @@ class Wish:
         codec.check_books(self.codebooks)
         return self.codebooks
 
+    def likely_books(self, codec: Codec) -> int:
+        """Those of them that most frames will use."""
+        most = self.most_books(codec)
+        if self.codebooks is not None:
+            return most
+        return min(most, math.ceil(_LIKELY * self.kbps * 1000 / codec.config.bits_per_book))
+
 
 def check_kbps(kbps: float | None) -> None:
     """Raise NacError for a rate that nac does not code at."""
@@ -86,7 +93,7 @@ def encode(codec: Codec, blocks: Iterable[np.ndarray], source: Source, file, wis
            progress: Callable[[float], None], is_live: bool = False,
            segment_frames: int = SEGMENT_FRAMES) -> EncodeResult:
     """Write one file. With a count of books, or live, segments are written one by one; else the whole decides."""
-    analysis = _Segments(codec, blocks, source, wish.most_books(codec), segment_frames, progress)
+    analysis = _Segments(codec, blocks, source, wish, segment_frames, progress)
     header = make_header(codec, source, wish, segment_frames)
     if wish.codebooks is None and not (is_live and wish.is_varied):
         return _fit(codec, analysis, source, file, wish, header)
@@ -117,9 +124,10 @@ class Analysis:
     chunk: source samples that are resampled at once.
     """
 
-    def __init__(self, codec: Codec, sample_rate: int, channels: int, num_books: int, segment_frames: int, chunk: int):
+    def __init__(self, codec: Codec, sample_rate: int, channels: int, wish: Wish, segment_frames: int, chunk: int):
+        num_books = wish.most_books(codec)
         self._resampler = audio.Resampler(sample_rate, codec.config.sample_rate, chunk=chunk)
-        self._encoder = StreamEncoder(codec, channels, num_books)
+        self._encoder = StreamEncoder(codec, channels, num_books, wish.likely_books(codec))
         self._segment_frames = segment_frames
         self._held = np.zeros((channels, num_books, 0), np.uint16)
         self.num_samples = 0         # per channel, taken so far
@@ -147,9 +155,9 @@ class Analysis:
 class _Segments:
     """Iterating gives the codes, uint16 (C, K, t), of one segment after another."""
 
-    def __init__(self, codec: Codec, blocks: Iterable[np.ndarray], source: Source, num_books: int,
+    def __init__(self, codec: Codec, blocks: Iterable[np.ndarray], source: Source, wish: Wish,
                  segment_frames: int, progress: Callable[[float], None]):
-        self._analysis = Analysis(codec, source.sample_rate, source.channels, num_books, segment_frames,
+        self._analysis = Analysis(codec, source.sample_rate, source.channels, wish, segment_frames,
                                   audio.chunk_for(segment_frames))
         self._blocks, self._source = blocks, source
         self.progress = progress     # hears of the share of the file that is done ...

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from audiocodec.mdct import MDCT
 
-_LOG_FLOOR = 1e-4    # of an MDCT magnitude, about half a step of 16 bits
-_FAINT = 1e-6        # mean square of companded coefficients, or of latents, below which a network is faded out
+LOG_FLOOR = 1e-4    # of an MDCT magnitude, about half a step of 16 bits
+FAINT = 1e-6        # mean square of companded coefficients, or of latents, below which a network is faded out
+NORM_FLOOR = 1e-6    # added to mean squares
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * self.weight
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + NORM_FLOOR) * self.weight
 
 
 class CausalBlock(nn.Module):
@@ -107,7 +108,7 @@ class CausalStack(nn.Module):
 def _presence(x: Tensor) -> Tensor:
     """1 for a frame (B, T, C) that holds anything, 0 for silence, so that silence codes and decodes to silence."""
     power = x.square().mean(-1, keepdim=True)
-    return power / (power + _FAINT)
+    return power / (power + FAINT)
 
 
 class Encoder(nn.Module):
@@ -129,7 +130,7 @@ class Encoder(nn.Module):
         before, past = state
         real, imaginary = self.mdct.analyse(blocks, before)
         companded = real.sign() * real.abs() ** self.config.companding
-        magnitude = torch.log10(torch.sqrt(real.square() + imaginary.square()) + _LOG_FLOOR)
+        magnitude = torch.log10(torch.sqrt(real.square() + imaginary.square()) + LOG_FLOOR)
         features = torch.cat([companded, 0.5 * magnitude + 1], -1)
         learned, past = self.network(features, past)
         return self.linear(companded) + learned * _presence(companded), (blocks[:, -1:], past)

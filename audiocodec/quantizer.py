@@ -8,15 +8,18 @@ import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from audiocodec.model import ModelConfig
 
-_BEAM = 4                # partial codes that are followed at once
+_BEAM = 4                # partial codes that are followed at once, at most
 _SPARE = 2               # candidates beyond the beam, among which rounding may have erred
+_FAR = -1e30             # closeness of an entry that is not to be found
 _GROUP = 32              # entries of which the best one stands for all in a first look
-_FRAMES = 128            # searched together: what they need stays in a core's cache
+_FRAMES = 256            # searched together: with fewer, books are read more often; with more, less is in the cache
+_FEW = 8                 # up to so many are searched one by one in numpy: calls of torch would take longer
 
 
 class ResidualQuantizer(nn.Module):
@@ -41,22 +44,39 @@ class ResidualQuantizer(nn.Module):
     def _prepared(self, num_books: int) -> list["_Book"]:
         return [_Book(book[:, :dim]) for book, dim in zip(self.codebooks[:num_books], self.dims)]
 
-    def encode(self, latents: Tensor, num_books: int) -> Tensor:
+    def encode(self, latents: Tensor, num_books: int, likely: int | None = None) -> Tensor:
         """Latents (B, D, T) -> codes (B, K, T): of each frame, a sum of entries that comes near.
 
         A beam search: the nearest entry of each book in turn would be the nearest sum only by luck. The first books
         of the codes are good codes themselves. Entries are compared in the precision of the latents.
+        likely: how many of the books most frames will use (None: all); the beam narrows after these.
         """
         batch, _, frames = latents.shape
         books = self._prepared(num_books) if self._books is None else self._books[:num_books]
+        plan = list(zip(books, _beams(num_books, num_books if likely is None else likely)))
         rows = latents.transpose(1, 2).flatten(0, 1)
-        codes = torch.cat(_mapped(lambda part: _search(part, books), rows.tensor_split(-(-len(rows) // _FRAMES) or 1)))
+        if len(rows) <= _FEW and not rows.is_cuda:
+            codes = torch.from_numpy(np.array([_search_one(row, plan) for row in rows.numpy()]).reshape(-1, num_books))
+            return codes.reshape(batch, frames, num_books).transpose(1, 2)
+        threads = 1 if rows.is_cuda else torch.get_num_threads()
+        parts = rows.tensor_split(max(1, -(-len(rows) // (threads * _FRAMES)) * threads))     # equally many for each
+        codes = torch.cat(_mapped(lambda part: _search(part, plan), parts, threads))
         return codes.reshape(batch, frames, num_books).transpose(1, 2)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Codes (B, K, T) -> latents (B, D, T), the sum of the chosen entries."""
-        total = sum(book[index] for book, index in zip(self.codebooks, codes.unbind(1)))
+        if self._books is not None and codes.shape[2] <= _FEW and not codes.is_cuda:
+            return torch.from_numpy(self._decode_few(codes.numpy())).transpose(1, 2)
+        total = sum(book[index] for book, index in zip(self.codebooks[:codes.shape[1]], codes.unbind(1)))
         return total.transpose(1, 2)
+
+    def _decode_few(self, codes: np.ndarray) -> np.ndarray:
+        """Codes (B, K, T) -> latents (B, T, D)."""
+        batch, num_books, frames = codes.shape
+        total = np.zeros((batch, frames, self.codebooks.shape[2]), self._books[0].array.dtype)
+        for k, book in enumerate(self._books[:num_books]):
+            total[..., :book.array.shape[1]] += book.array[codes[:, k]]
+        return total
 
 
 def nearest(vectors: Tensor, book: Tensor) -> Tensor:
@@ -71,46 +91,69 @@ class _Book:
         self.entries = entries.contiguous()                                     # (V, D), D the latents that it codes
         rough = entries.float()
         # (x, -|x|^2 / 2, 1) times (entry, 1, -|entry|^2 / 2) is minus half of their squared distance.
-        self._columns = torch.cat([rough, torch.ones_like(rough[:, :1]), _half_power(rough)], 1).T
+        power = _half_power(rough)
+        power[power[:, 0].eq(0).nonzero()[1:]] = _FAR            # the first zero is enough: ties are left to chance
+        self._columns = torch.cat([rough, torch.ones_like(power), power], 1).T.contiguous()
         self._group = math.gcd(len(entries), _GROUP)
+        self.array, self._column_array = self.entries.cpu().numpy(), self._columns.cpu().numpy()
 
-    def candidates(self, rests: Tensor, rows: int) -> Tensor:
-        """Of each row's rests (rows, M, D or more), flat (rows M, ...), and entries the nearest pairs: (rows, n).
+    def candidates(self, rests: Tensor, rows: int, count: int) -> Tensor:
+        """Rests (rows M, D or more), M of each row -> the `count` nearest pairs of rest and entry, (rows, n), sorted.
 
-        A pair is numbered rest * V + entry, from its row's first; they are sorted. Found in float32, which is quick;
+        A pair is numbered rest * V + entry, from its row's first. Found in float32, which is quick;
         whoever asks decides between the best ones in full precision.
         """
         rough = rests[:, :self.entries.shape[1]].float()
         rough = torch.cat([rough, _half_power(rough), torch.ones_like(rough[:, :1])], 1)
         closeness = (rough @ self._columns).view(rows, -1, self._group)
-        groups = _best(closeness.amax(2))                                       # where they must be
+        groups = _best(closeness.amax(2), count)                                # where they must be
         members = closeness.flatten(0, 1).index_select(0, _flat(groups, closeness.shape[1]))
-        inside = _best(members.view(rows, -1))
+        inside = _best(members.view(rows, -1), count)
         pairs = groups.gather(1, inside // self._group) * self._group + inside % self._group
         return pairs.sort(1).values
 
+    def candidates_of_one(self, rests: np.ndarray, count: int) -> np.ndarray:
+        """The same of one row's rests (M, D or more), as arrays: (n,)."""
+        rough = np.empty((len(rests), len(self._column_array)), np.float32)
+        coded = rough[:, :-2]
+        coded[:] = rests[:, :coded.shape[1]]
+        rough[:, -2] = np.einsum("md,md->m", coded, coded) / -2
+        rough[:, -1] = 1
+        closeness = (rough @ self._column_array).reshape(-1, self._group)
+        groups = _best_of_one(closeness.max(1), count)
+        inside = _best_of_one(closeness[groups].ravel(), count)
+        return np.sort(groups[inside // self._group] * self._group + inside % self._group)
 
-def _mapped(search: Callable[[Tensor], Tensor], parts: Sequence[Tensor]) -> list[Tensor]:
+
+Plan = list[tuple[_Book, int]]     # each book, and how many partial codes are followed up to it
+
+
+def _mapped(search: Callable[[Tensor], Tensor], parts: Sequence[Tensor], threads: int) -> list[Tensor]:
     """Search parts side by side, each in one thread: by itself torch would share out little but the large products."""
-    threads = min(torch.get_num_threads(), len(parts))
-    if threads == 1 or parts[0].is_cuda:
+    if threads == 1:
         return list(map(search, parts))
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         return list(pool.map(search, parts))
 
 
-def _search(vectors: Tensor, books: list[_Book]) -> Tensor:
+def _beams(num_books: int, likely: int) -> list[int]:
+    """How many partial codes to follow up to each book: fewer after those that are likely, one at the very end."""
+    half = (likely + num_books) // 2
+    return [_BEAM] * likely + [_BEAM // 2] * (half - likely) + [1] * (num_books - half)
+
+
+def _search(vectors: Tensor, plan: Plan) -> Tensor:
     """Vectors (N, D) -> codes (N, K)."""
     rows = len(vectors)
     rests, steps = vectors, []          # what the partial codes that are followed leave over, (N M, D)
-    for book in books:
+    for book, beam in plan:
         size, dim = book.entries.shape
-        pairs = _flat(book.candidates(rests, rows), len(rests) // rows * size)
+        pairs = _flat(book.candidates(rests, rows, beam + _SPARE), len(rests) // rows * size)
         parents, entries = pairs // size, pairs % size
         left = rests.index_select(0, parents)
-        coded = left[:, :dim].sub_(book.entries.index_select(0, entries))       # the others are alike in all of a row
+        coded = left[:, :dim].sub_(book.entries.index_select(0, entries))    # the rest is the same in all of a row
         errors = coded.square().sum(-1).view(rows, -1)
-        best = _flat(errors.sort(dim=1, stable=True).indices[:, :_BEAM], errors.shape[1])
+        best = _flat(errors.sort(dim=1, stable=True).indices[:, :beam], errors.shape[1])
         rests = left.index_select(0, best)
         steps.append((parents.index_select(0, best), entries.index_select(0, best)))
     at = torch.arange(rows, device=vectors.device) * (len(rests) // rows)       # the best of each row
@@ -121,14 +164,49 @@ def _search(vectors: Tensor, books: list[_Book]) -> Tensor:
     return torch.stack(codes[::-1], 1)
 
 
+def _search_one(vector: np.ndarray, plan: Plan) -> np.ndarray:
+    """What _search does, for one vector (D,) -> codes (K,)."""
+    rests, steps = vector[None], []
+    for book, beam in plan:
+        size, dim = book.array.shape
+        parents, entries = np.divmod(book.candidates_of_one(rests, beam + _SPARE), size)
+        left = rests[parents]
+        coded = left[:, :dim]
+        coded -= book.array[entries]
+        best = np.einsum("md,md->m", coded, coded).argsort(kind="stable")[:beam]
+        rests = left[best]
+        steps.append((parents[best], entries[best]))
+    at, codes = 0, np.empty(len(plan), np.int64)
+    for k in range(len(plan) - 1, -1, -1):
+        parents, entries = steps[k]
+        codes[k], at = entries[at], parents[at]
+    return codes
+
+
 def _half_power(vectors: Tensor) -> Tensor:
     """Vectors (N, D) -> minus half of their squared lengths, (N, 1)."""
     return vectors.square().sum(-1, keepdim=True) / -2
 
 
-def _best(values: Tensor) -> Tensor:
-    """The places of the highest values of each row (N, n), in no order."""
-    return values.topk(min(_BEAM + _SPARE, values.shape[1]), sorted=False).indices
+def _best(values: Tensor, count: int) -> Tensor:
+    """The places of the highest values of each row (N, n), in no order; all, if there are no more. Values are used up.
+
+    On a CPU by one maximum after another: topk takes three times as long.
+    """
+    count = min(count, values.shape[1])
+    if values.is_cuda:
+        return values.topk(count, sorted=False).indices
+    left, rows, places = values.numpy(), np.arange(len(values)), np.empty((count, len(values)), np.int64)
+    for place in places:
+        left.argmax(1, out=place)
+        left[rows, place] = -np.inf
+    return torch.from_numpy(places.T)
+
+
+def _best_of_one(values: np.ndarray, count: int) -> np.ndarray:
+    """The same of one row (n,), which stays as it is."""
+    count = min(count, len(values))
+    return values.argpartition(-count)[-count:]
 
 
 def _flat(index: Tensor, width: int) -> Tensor:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from inspect import isfunction, isgenerator
 
-from audiocodec import audio, container, entropy, model, pcm, quantizer, rangecoder
+from audiocodec import audio, container, entropy, pcm, quantizer, rangecoder, tokens
 
 REST = "rest"  # all time that no stage has: converting, joining, choosing the rate
 ENCODE = ("read audio", "resample", "encoder network", "quantizer search", "entropy model", "range coder", "write .nac",
@@ -20,7 +20,7 @@ _CLASSES = [
     ("read audio", audio.AudioReader, None),
     ("read audio", pcm.PcmReader, None),
     ("resample", audio.Resampler, None),
-    ("encoder network", model.Encoder, None),
+    ("encoder network", tokens.Codec, ("encode_blocks",)),
     ("quantizer search", quantizer.ResidualQuantizer, ("encode",)),
     ("entropy model", entropy.EntropyModel, None),
     ("range coder", rangecoder.RangeCoder, None),
@@ -28,7 +28,7 @@ _CLASSES = [
     ("write .nac", container.Writer, None),
     ("read .nac", container.Reader, None),
     ("codebook look-up", quantizer.ResidualQuantizer, ("decode",)),
-    ("decoder network", model.Decoder, None),
+    ("decoder network", tokens.Codec, ("decode_latents",)),
     ("write audio", audio.AudioWriter, None),
     ("write audio", pcm.PcmWriter, None),
 ]

@@ -41,7 +41,6 @@ class StreamEncoder:
         _check("segment_frames", segment_frames, 16, MAX_FRAMES)
         wish = Wish(kbps or DEFAULT_KBPS if codebooks is None else None, codebooks, entropy)
         codec = loading.load(model, device)
-        num_books = wish.most_books(codec)
         source = Source(sample_rate, channels, num_samples, subtype, tags)
         if packet_frames:
             frames, chunk = packet_frames, resampled_at_once(sample_rate)
@@ -49,7 +48,7 @@ class StreamEncoder:
         else:
             frames, chunk = segment_frames, audio.chunk_for(segment_frames)
             self._start_writing = lambda: _FileWriter(codec, source, wish, segment_frames)
-        self._start_analysis = lambda: Analysis(codec, sample_rate, channels, num_books, frames, chunk)
+        self._start_analysis = lambda: Analysis(codec, sample_rate, channels, wish, frames, chunk)
         self.sample_rate, self.channels = sample_rate, channels
         self.reset()
 

@@ -1,9 +1,11 @@
 """A loaded model: samples <-> codes, whole or in pieces of any size."""
+from functools import cached_property
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from audiocodec import rangecoder, weights
+from audiocodec import few, rangecoder, weights
 from audiocodec.entropy import BOOK_SIZE, EntropyConfig, EntropyModel
 from audiocodec.errors import ModelError, NacError
 from audiocodec.model import Decoder, Encoder, ModelConfig
@@ -67,6 +69,27 @@ class Codec:
         if not 1 <= num_books <= self.config.num_books:
             raise NacError(f"{num_books} codebooks; this model has 1 to {self.config.num_books}")
 
+    def encode_blocks(self, blocks: Tensor, state: few.State) -> tuple[Tensor, few.State]:
+        """Blocks of samples float64 (B, T, hop) -> latents (B, T, D) and the encoder's next state."""
+        encoder = self._few_encoder if self._suits_few(blocks) else self.encoder
+        return encoder(blocks, state)
+
+    def decode_latents(self, latents: Tensor, num_books: Tensor, state: few.State) -> tuple[Tensor, few.State]:
+        """Latents (B, T, D), books used (B, T) -> blocks of samples (B, T, hop), and the decoder's next state."""
+        decoder = self._few_decoder if self._suits_few(latents) else self.decoder
+        return decoder(latents, num_books, state)
+
+    @cached_property
+    def _few_encoder(self) -> few.Encoder:
+        return few.Encoder(self.encoder)
+
+    @cached_property
+    def _few_decoder(self) -> few.Decoder:
+        return few.Decoder(self.decoder)
+
+    def _suits_few(self, rows: Tensor) -> bool:
+        return rows.shape[1] <= few.MOST and not rows.is_cuda
+
     def coder(self, entropy_coded: bool) -> "rangecoder.RangeCoder | rangecoder.PackedCoder":
         """The coder of payloads that a file asks for."""
         return rangecoder.RangeCoder(self.entropy) if entropy_coded else rangecoder.PackedCoder()
@@ -94,9 +117,10 @@ def choose_device(device: str) -> str:
 class StreamEncoder:
     """Samples in pieces of any size -> codes, the same as those of the whole."""
 
-    def __init__(self, codec: Codec, batch: int, num_books: int):
-        self._codec, self._num_books = codec, num_books
-        self._waiting = torch.zeros(batch, 0, dtype=torch.float64)
+    def __init__(self, codec: Codec, batch: int, num_books: int, likely_books: int | None = None):
+        """likely_books: as ResidualQuantizer.encode has it."""
+        self._codec, self._num_books, self._likely_books = codec, num_books, likely_books
+        self._waiting = np.zeros((batch, 0), np.float32)
         self._state = codec.encoder.start(torch.zeros(batch, 1, dtype=torch.float64, device=codec.device))
         self._empty = np.zeros((batch, num_books, 0), np.int64)
         self._has_input = False
@@ -106,11 +130,12 @@ class StreamEncoder:
         """Samples float32 (B, n) -> codes int64 (B, K, t) of the frames they complete."""
         self._has_input |= bool(samples.shape[1])
         hop = self._codec.config.hop
-        self._waiting = torch.cat([self._waiting, torch.from_numpy(samples).double()], 1)
-        whole = self._waiting.shape[1] // hop * hop
-        blocks = self._waiting[:, :whole].reshape(len(samples), -1, hop)
-        self._waiting = self._waiting[:, whole:]
-        return np.concatenate([self._empty, *map(self._encode, blocks.split(_PASS, 1))], 2)
+        self._waiting = np.concatenate([self._waiting, samples], 1)
+        num_frames = self._waiting.shape[1] // hop
+        blocks = self._waiting[:, :num_frames * hop].reshape(len(samples), num_frames, hop)
+        self._waiting = self._waiting[:, num_frames * hop:]
+        pieces = [self._encode(blocks[:, at:at + _PASS]) for at in range(0, num_frames, _PASS)]
+        return np.concatenate([self._empty, *pieces], 2)
 
     def flush(self) -> np.ndarray:
         """The last codes, which complete the last block and the overlap after it."""
@@ -119,11 +144,11 @@ class StreamEncoder:
         padding = -self._waiting.shape[1] % self._codec.config.hop + self._codec.config.hop
         return self.push(np.zeros((len(self._waiting), padding), np.float32))
 
-    def _encode(self, blocks: Tensor) -> np.ndarray:
-        if not blocks.shape[1]:
-            return self._empty
-        latents, self._state = self._codec.encoder(blocks.to(self._codec.device), self._state)
-        return self._codec.quantizer.encode(latents.transpose(1, 2), self._num_books).cpu().numpy()
+    def _encode(self, blocks: np.ndarray) -> np.ndarray:
+        blocks = torch.from_numpy(blocks.astype(np.float64)).to(self._codec.device)
+        latents, self._state = self._codec.encode_blocks(blocks, self._state)
+        latents = latents.transpose(1, 2)
+        return self._codec.quantizer.encode(latents, self._num_books, self._likely_books).cpu().numpy()
 
 
 class StreamDecoder:
@@ -137,15 +162,17 @@ class StreamDecoder:
     @torch.inference_mode()
     def push(self, codes: np.ndarray, num_books: np.ndarray) -> np.ndarray:
         """Codes int64 (B, K, t), books used (B,) or (B, t) -> samples float32 (B, n). Codes not used must be 0."""
-        num_books = np.array(np.broadcast_to(num_books.reshape(len(codes), -1), codes[:, 0].shape))
-        pieces = zip(torch.from_numpy(codes).split(_PASS, 2), torch.from_numpy(num_books).split(_PASS, 1))
-        samples = torch.cat([self._decode(*piece) for piece in pieces], 1).numpy()
-        skip = 0 if self._started or not codes.shape[2] else self._codec.config.hop
-        self._started |= bool(codes.shape[2])
+        num_frames, device = codes.shape[2], self._codec.device
+        codes = torch.from_numpy(codes).to(device)
+        num_books = torch.from_numpy(num_books).to(device).reshape(len(codes), -1).expand(-1, num_frames)
+        passes = [slice(at, at + _PASS) for at in range(0, num_frames, _PASS)]
+        pieces = [self._decode(codes[:, :, part], num_books[:, part]) for part in passes]
+        samples = np.concatenate([np.zeros((len(codes), 0), np.float32), *pieces], 1)
+        skip = 0 if self._started or not num_frames else self._codec.config.hop
+        self._started |= bool(num_frames)
         return samples[:, skip:]
 
-    def _decode(self, codes: Tensor, num_books: Tensor) -> Tensor:
-        codes, num_books = codes.to(self._codec.device), num_books.to(self._codec.device)
+    def _decode(self, codes: Tensor, num_books: Tensor) -> np.ndarray:
         latents = self._codec.quantizer.decode(codes).transpose(1, 2).float()
-        blocks, self._state = self._codec.decoder(latents, num_books, self._state)
-        return blocks.flatten(1).cpu()
+        blocks, self._state = self._codec.decode_latents(latents, num_books, self._state)
+        return blocks.flatten(1).cpu().numpy()

@@ -7,7 +7,7 @@ import pytest
 import soundfile
 
 from audiocodec import codec as walks
-from audiocodec import container, editing, payloads, rangecoder
+from audiocodec import container, editing, encoding, payloads, rangecoder
 from audiocodec.codec import Codec, StreamDecoder, StreamEncoder, decode, encode
 from audiocodec.errors import AudioError, FormatError, ModelError, NacError
 
@@ -94,7 +94,9 @@ def test_frames_differ_and_decode_as_their_depths_say(codec, speech, entropy):
     assert all(len(set(channel.tolist())) > 5 for channel in depths) and depths[0].min() >= 1
     assert depths[0].mean() > 1.5 * depths[1].mean()            # the louder channel has more
     mid_side = np.stack([samples.sum(0), samples[0] - samples[1]]) / 2
-    codes = codec.encode_codes(mid_side[:, None], 31)[:, :found.shape[1]]
+    wish = encoding.Wish(9, None, entropy)
+    encoder = StreamEncoder(codec, 2, wish.most_books(codec), wish.likely_books(codec))
+    codes = np.concatenate([encoder.push(mid_side), encoder.flush()], 2)[:, :found.shape[1]]
     codes = np.where(np.arange(found.shape[1])[:, None] < depths[:, None], codes, 0)
     assert np.array_equal(found, codes)
     mid, side = walks.StreamDecoder(codec, 2).push(codes, depths)[:, :samples.shape[1]]

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from audiocodec import few
 from audiocodec.model import Decoder, Encoder, ModelConfig, to_blocks
 
 TINY = ModelConfig(hop=16, latent_dim=8, encoder_width=12, encoder_blocks=2, decoder_width=12, decoder_blocks=2,
@@ -58,6 +59,20 @@ def test_frame_by_frame_equals_whole(part, width):
         made, state = network(piece, *extra, state)
         pieces.append(made)
     assert torch.allclose(torch.cat(pieces, 1), whole, atol=1e-5 if part is Decoder else 1e-12)
+
+
+@pytest.mark.parametrize("part, twin, width", [(Encoder, few.Encoder, 16), (Decoder, few.Decoder, 8)])
+@pytest.mark.parametrize("together", [1, 3])
+def test_a_few_frames_in_numpy_equal_the_network(part, twin, width, together):
+    network = _seeded(part(TINY))
+    rows = torch.randn(2, 30, width, dtype=torch.float64)
+    extra = () if part is Encoder else (torch.randint(0, 5, (2, 30)),)
+    whole, _ = network(rows, *extra, network.start(rows))
+    state, pieces, step = network.start(rows), [], twin(network)
+    for piece in zip(rows.split(together, 1), *(values.split(together, 1) for values in extra)):
+        made, state = step(*piece, state)
+        pieces.append(made)
+    assert torch.allclose(torch.cat(pieces, 1), whole, atol=1e-5 if part is Decoder else 1e-8)
 
 
 def test_untrained_networks_add_nothing():

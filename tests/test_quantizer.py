@@ -64,6 +64,25 @@ def test_codes_do_not_depend_on_what_is_searched_together():
     assert torch.equal(codes, torch.cat([quantizer.encode(latents[:, :, t:t + 1], 6) for t in range(450)], 2))
 
 
+def test_codes_do_not_depend_on_what_is_searched_together_where_entries_are_dead():
+    books = torch.randn(8, 64, 8, generator=torch.Generator().manual_seed(1)) * 0.8 ** torch.arange(8)[:, None, None]
+    books[:, ::3] = 0
+    quantizer = _quantizer(books.tolist()).double().freeze()
+    latents = torch.randn(1, 8, 300, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    codes = quantizer.encode(latents, 8)
+    assert torch.equal(codes, torch.cat([quantizer.encode(part, 8) for part in latents.split(3, 2)], 2))
+    assert not (codes[codes % 3 == 0]).any()                  # of equal entries the first
+
+
+def test_the_beam_narrows_after_the_books_that_are_likely_to_be_used():
+    quantizer, latents = _random_quantizer()
+    latents = latents.repeat(1, 1, 9).double()
+    quantizer = quantizer.double()
+    errors = [_error(quantizer, latents, quantizer.encode(latents, 6, likely)) for likely in (1, 3, 6)]
+    assert errors == sorted(errors, reverse=True)
+    assert torch.equal(quantizer.encode(latents, 6, 6), quantizer.encode(latents, 6))
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_codes_do_not_depend_on_preparation_or_threads(threads):
     quantizer, latents = _random_quantizer()
@@ -75,6 +94,13 @@ def test_codes_do_not_depend_on_preparation_or_threads(threads):
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
+
+
+def test_latents_do_not_depend_on_how_many_frames_are_decoded_together():
+    quantizer, latents = _random_quantizer()
+    codes = quantizer.encode(latents, 6)
+    whole = quantizer.decode(codes)
+    assert torch.equal(torch.cat([quantizer.freeze().decode(part) for part in codes.split(5, 2)], 2), whole)
 
 
 def test_silence_takes_entry_zero_of_every_book():

@@ -1,0 +1,149 @@
+"""A few frames at once through the networks, in numpy: products of few rows cost less than calls of torch.
+
+The twins of model.py's Encoder and Decoder, called as they are: same weights, same states. Weights lie as (inputs,
+outputs), the order in which one row times a matrix is quickest: that reads each weight once, and so takes as long as
+memory does.
+"""
+import math
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from audiocodec import model
+
+MOST = 8                 # frames at once for which this is quicker, about
+
+State = tuple[Tensor, list[Tensor]]
+
+
+class Encoder:
+    """Samples -> latents."""
+
+    def __init__(self, twin: model.Encoder):
+        self._companding = twin.config.companding
+        self._spectrum = _Spectrum(twin.mdct.hop)
+        self._linear = _matrix(twin.linear)
+        self._network = _Stack(twin.network)
+
+    def __call__(self, blocks: Tensor, state: State) -> tuple[Tensor, State]:
+        """Blocks of samples (B, T, hop) -> latents (B, T, D) and the next state."""
+        blocks, (before, past) = blocks.numpy(), _arrays(state)
+        real, magnitude = self._spectrum(np.concatenate([before, blocks], 1))
+        companded = np.copysign(np.abs(real) ** self._companding, real)
+        features = np.concatenate([companded, 0.5 * np.log10(magnitude + model.LOG_FLOOR) + 1], 2)
+        learned, past = self._network(features, past)
+        latents = companded @ self._linear + learned * _presence(companded)
+        return torch.from_numpy(latents), _tensors(blocks[:, -1:], past)
+
+
+class Decoder:
+    """Latents -> samples."""
+
+    def __init__(self, twin: model.Decoder):
+        self._power = 1 / twin.config.companding
+        self._linear = _matrix(twin.linear)
+        self._books = twin.books.weight.numpy()
+        self._network = _Stack(twin.network)
+        self._cosine = np.ascontiguousarray(twin.mdct.cosine.float().numpy().T)       # (hop, 2 hop)
+
+    def __call__(self, latents: Tensor, num_books: Tensor, state: State) -> tuple[Tensor, State]:
+        """Latents (B, T, D), books they were made of (B, T) -> blocks (B, T, hop), one late, and the next state."""
+        latents, (overlap, past) = latents.numpy(), _arrays(state)
+        learned, past = self._network(latents, past, self._books[num_books.numpy()])
+        companded = latents @ self._linear + learned * _presence(latents)
+        coefficients = np.copysign(np.abs(companded) ** self._power, companded)
+        frames = coefficients @ self._cosine
+        hop = frames.shape[2] // 2
+        early, late = frames[..., :hop], frames[..., hop:]
+        blocks = early + np.concatenate([overlap, late[:, :-1]], 1)
+        return torch.from_numpy(blocks), _tensors(late[:, -1:], past)
+
+
+class _Spectrum:
+    """MDCT.analyse by one complex FFT, which reads no matrix."""
+
+    def __init__(self, hop: int):
+        self._hop = hop
+        n, k = np.arange(2 * hop), np.arange(hop)
+        first = 0.5 + hop / 2                                                   # the phase of MDCT and MDST
+        window = math.sqrt(2 / hop) * np.sin(math.pi / (2 * hop) * (n + 0.5))
+        self._before = window * np.exp(-0.5j * math.pi / hop * n)
+        self._after = np.exp(-1j * math.pi / hop * first * (k + 0.5))
+
+    def __call__(self, blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Blocks (B, T + 1, hop) -> MDCT coefficients, and magnitudes of MDCT and MDST together, (B, T, hop)."""
+        frames = np.concatenate([blocks[:, :-1], blocks[:, 1:]], 2)
+        spectrum = np.fft.fft(frames * self._before)[..., :self._hop] * self._after
+        return spectrum.real, np.abs(spectrum)
+
+
+class _Stack:
+    """CausalStack."""
+
+    def __init__(self, twin: model.CausalStack):
+        self._kernel = twin.context + 1
+        self._enter = _matrix(twin.enter), twin.enter.bias.numpy()
+        self._blocks = [(block.taps.numpy(), _after_norm(block.norm, block.expand), block.expand.bias.numpy(),
+                         _matrix(block.project), block.project.bias.numpy()) for block in twin.blocks]
+        self._leave = _after_norm(twin.norm, twin.leave), twin.leave.bias.numpy()
+
+    def __call__(self, x: np.ndarray, state: list[np.ndarray],
+                 condition: np.ndarray | float = 0.0) -> tuple[np.ndarray, list[np.ndarray]]:
+        """x (B, T, inputs), state, condition added after the first layer -> (B, T, outputs) and the next state."""
+        windows = _windows(x.shape[1], self._kernel)
+        weights, bias = self._enter
+        x, after = x @ weights + bias + condition, []
+        for past, (taps, expand, expand_bias, project, project_bias) in zip(state, self._blocks):
+            seen = np.concatenate([past, x], 1)
+            after.append(seen[:, x.shape[1]:])
+            mixed = _normalised(np.einsum("btkw,kw->btw", seen.take(windows, 1), taps))
+            x = x + (_gelu(mixed @ expand + expand_bias) @ project + project_bias)
+        weights, bias = self._leave
+        return _normalised(x) @ weights + bias, after
+
+
+def _arrays(state: State) -> tuple[np.ndarray, list[np.ndarray]]:
+    return state[0].numpy(), [past.numpy() for past in state[1]]
+
+
+def _tensors(first: np.ndarray, pasts: list[np.ndarray]) -> State:
+    return torch.from_numpy(first), list(map(torch.from_numpy, pasts))
+
+
+@cache
+def _windows(num_frames: int, kernel: int) -> np.ndarray:
+    """Which frames each one sees, (T, K)."""
+    return np.arange(num_frames)[:, None] + np.arange(kernel)
+
+
+def _matrix(layer: model.nn.Linear) -> np.ndarray:
+    """A layer's weights, (inputs, outputs)."""
+    return np.ascontiguousarray(layer.weight.numpy().T)
+
+
+def _after_norm(norm: model.RMSNorm, layer: model.nn.Linear) -> np.ndarray:
+    """The weights of a layer and of the norm before it in one, (inputs, outputs)."""
+    return norm.weight.numpy()[:, None] * _matrix(layer)
+
+
+def _normalised(x: np.ndarray) -> np.ndarray:
+    """RMSNorm without weights."""
+    return x / np.sqrt(_power(x) + model.NORM_FLOOR)
+
+
+def _gelu(x: np.ndarray) -> np.ndarray:
+    """By its approximation with tanh."""
+    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * x * (1 + 0.044715 * np.square(x))))
+
+
+def _presence(x: np.ndarray) -> np.ndarray:
+    """1 for a frame (B, T, C) that holds anything, 0 for silence."""
+    power = _power(x)
+    return power / (power + model.FAINT)
+
+
+def _power(x: np.ndarray) -> np.ndarray:
+    """The mean square of each frame (B, T, C), (B, T, 1)."""
+    return np.einsum("btc,btc->bt", x, x)[..., None] / x.shape[2]
