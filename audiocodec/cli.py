@@ -347,7 +347,7 @@ def train(sources, run, config, valid, minutes, updates, stages, seed, init, res
     from audiocodec.training import run as training
 
     failures = _Failures()
-    with failures.caught(run):
+    with failures.caught():
         settings = configs.load(config)
         if seed is not None:
             settings = dataclasses.replace(settings, seed=seed)
@@ -397,11 +397,11 @@ def evaluate(folder, kbps, codebooks, peers, model, kinds, clips, names, out, jo
     from audiocodec import evaluate as evaluation
 
     failures = _Failures()
-    with failures.caught(folder):
+    with failures.caught():
         codecs = evaluation.choose_codecs(kbps, codebooks, peers, model)
         chosen = [clip for kind in kinds for clip in recordings.choose_clips(folder, kind, clips, but=out)]
         if not chosen:
-            raise NacError(f"no audio of 8 s or more of {' or '.join(kinds)}")
+            raise NacError(f"{folder}: no audio of 8 s or more of {' or '.join(kinds)}")
         names = evaluation.choose_metrics(names, _complain)
         try:
             results = evaluation.run(
@@ -460,7 +460,8 @@ class _Failures:
         self.status = 0
 
     @contextlib.contextmanager
-    def caught(self, name: Path | str) -> Iterator[None]:
+    def caught(self, name: Path | str | None = None) -> Iterator[None]:
+        """name: of the file that errors are about; None if they say so themselves."""
         try:
             yield
         except BrokenPipeError:
@@ -473,10 +474,12 @@ class _Failures:
         sys.exit(self.status)
 
 
-def _named(name: Path | str, error: Exception) -> str:
+def _named(name: Path | str | None, error: Exception) -> str:
     """Return the error's message with the file's name in front."""
     message = error.strerror.lower() if isinstance(error, OSError) and error.strerror else str(error)
-    return message if message.startswith(f"{name}: ") else f"{name}: {message}"
+    if name is None:
+        name = getattr(error, "filename", None)
+    return message if name is None or message.startswith(f"{name}: ") else f"{name}: {message}"
 
 
 def _complain(message: str) -> None:

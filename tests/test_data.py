@@ -113,6 +113,13 @@ def test_an_index_is_made_once_and_again_when_a_file_changes(tmp_path, monkeypat
     assert Index.open(folder, cache).frames.tolist() == [3200, 4800, 3200]
 
 
+def test_a_cache_that_cannot_be_written_is_told_first(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "_survey", lambda *_: pytest.fail("looked through the folder"))
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError):
+        open_source(folder, tmp_path / "file", 24_000)
+
+
 def test_a_flac_of_unknown_length_is_measured(folder, tmp_path):
     flac = bytearray((folder / "speech.flac").read_bytes())
     flac[21] &= 0xF0                                           # the 36 bits of STREAMINFO that count samples
