@@ -90,13 +90,27 @@ def test_the_report_is_drawn(run):
 
 
 def test_panels_hold_what_the_lines_say(run):
-    panels = report._curves(read_metrics(run / "metrics.jsonl"))
+    lines, unit = report._timed(read_metrics(run / "metrics.jsonl"))
+    panels = report._curves(lines)
+    assert unit == "hours"
     assert list(panels) == ["mel", "perplexity", "use", "loudness", "commitment", "critic", "bits", "gradient", "rate",
                             "waiting"]
     assert set(panels["mel"]) == {"4", "8", "mean"}
     assert panels["mel"]["8"]["adversarial"][-1] == (2.0, 0.3)
     assert list(panels["critic"]["training"]) == ["adversarial"]
     assert set(panels["bits"]) == {"training", "validation"}
+
+
+def test_short_runs_are_told_in_minutes_and_single_points_are_seen(tmp_path):
+    figures = pytest.importorskip("matplotlib.figure")
+    _write(tmp_path, [_line("reconstruction", 9, hours=0.1, loudness=2), _line("polish", 10, hours=0.2, loudness=1)])
+    lines, unit = report._timed(read_metrics(tmp_path / "metrics.jsonl"))
+    assert unit == "minutes" and [line["time"] for line in lines] == pytest.approx([6, 12])
+    figure = figures.Figure()
+    report._draw_panels(figure, report._curves(lines), report._stage_spans(lines), unit)
+    axes = figure.axes[0]
+    assert axes.get_xlabel() == "minutes"
+    assert [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "."] == pytest.approx([6, 12])
 
 
 def test_smoothing_keeps_constants_and_passes_over_gaps():
