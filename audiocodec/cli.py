@@ -332,7 +332,7 @@ def verify(sources, model):
 @click.option("--init", metavar="NAME|FILE", help="Begin from these weights, to fit them to other audio.")
 @click.option("--resume", is_flag=True, help="Go on with the run in RUN, to its own end unless a new one is given.")
 @click.option("--licence", default="", help="What to say of the weights' licence, in the weights file.")
-@click.option("--origin", default="", help="What to say of the training audio, in the weights file.")
+@click.option("--origin", help="What to say of the training audio, in the weights file.  [default: the FOLDERs]")
 @_device
 def train(sources, run, config, valid, minutes, updates, stages, seed, init, resume, licence, origin, device):
     """Train a model on folders of audio (WAV, FLAC, Ogg, Opus, MP3), or on packed shards (.npy).
@@ -357,7 +357,7 @@ def train(sources, run, config, valid, minutes, updates, stages, seed, init, res
         try:
             made = training.train(
                 training.Material(list(sources), list(valid)), run, settings, plan, device=device, resume=resume,
-                init=init, about={"licence": licence, "origin": origin})
+                init=init, about={"licence": licence, "origin": origin or ", ".join(map(str, sources))})
         except KeyboardInterrupt:
             if (run / "last.pt").exists():
                 _complain(f"{run}: saved; the same command with --resume goes on")

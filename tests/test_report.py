@@ -184,6 +184,7 @@ def test_examples_and_codebooks_are_logged(tmp_path):
     board.close()
     events = _events(tmp_path)
     assert events.Scalars("codebooks/least_perplexity")[0].value == 30
+    assert [event.value for event in events.Scalars("perplexity_of_book/02")] == [60, 60]
     assert [event.step for event in events.Audio("clip_2/reference")] == [100]
     assert [event.step for event in events.Audio("clip_1/08_books")] == [100, 200]
     image = events.Images("spectrograms_1/reference_8_4")[0]

@@ -317,8 +317,10 @@ class Board:
                 self.writer.add_scalar(name.replace("@", "/"), value, step)
 
     def codebooks(self, use: np.ndarray, perplexity: np.ndarray, step: int) -> None:
-        """Draw how use and perplexity (K,), see validation.codebook_use, spread over the books, and the least ones."""
+        """Draw use and perplexity (K,), see validation.codebook_use, of each book, their spread, and the least ones."""
         for name, values in (("use", use), ("perplexity", perplexity)):
+            for number, value in enumerate(values, 1):
+                self.writer.add_scalar(f"{name}_of_book/{number:02}", float(value), step)
             self.writer.add_histogram(f"codebooks/{name}", np.asarray(values), step)
             self.writer.add_scalar(f"codebooks/least_{name}", float(np.min(values)), step)
 
