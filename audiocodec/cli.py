@@ -596,7 +596,7 @@ def main() -> None:
         error.show()
         status = error.exit_code
     except click.ClickException as error:
-        _complain(f"{error.format_message()} Try 'nac --help'.")
+        _complain(f"{error.format_message().rstrip('.')}. Try 'nac --help'.")
         status = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         _complain("interrupted")
