@@ -402,7 +402,7 @@ def evaluate(folder, kbps, codebooks, peers, model, kinds, clips, names, out, jo
         chosen = [clip for kind in kinds for clip in recordings.choose_clips(folder, kind, clips, but=out)]
         if not chosen:
             raise NacError(f"{folder}: no audio of 8 s or more of {' or '.join(kinds)}")
-        names = evaluation.choose_metrics(names, _complain)
+        names = evaluation.choose_metrics(names, {clip.kind for clip in chosen}, _complain)
         try:
             results = evaluation.run(
                 chosen, codecs, names, jobs=jobs, out=out, hint=_complain,

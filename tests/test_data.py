@@ -78,7 +78,7 @@ def test_broken_and_silent_files_are_counted_and_told(folder, tmp_path, capsys):
     assert index.counts.tolist() == [4, 1]
     for name in ("silent.wav: silent", "no samples.wav", "empty.mp3", "broken.wav", "cut.flac"):
         assert f"left out: {folder}/{name}" in told
-    assert told.splitlines()[-1] == f"{folder}: 6 files, 0.0 h; 4 broken, 1 silent left out"
+    assert told.splitlines()[-1] == f"{folder}: 6 files, 0.3 min; 4 broken, 1 silent left out"
 
 
 def test_only_a_file_that_is_silent_throughout_is_silent(tmp_path):

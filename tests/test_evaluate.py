@@ -354,7 +354,9 @@ def test_missing_programs_and_packages_are_named(corpus, monkeypatch):
         1, "nac: lame: not installed; it comes with the package lame\n")
     monkeypatch.setattr("audiocodec.metrics.missing_package", lambda name: "pesq" if name == "pesq" else "")
     with pytest.raises(NacError, match="PESQ-wb needs a package: pip install 'pesq'"):
-        evaluate.choose_metrics(["pesq"], pytest.fail)
+        evaluate.choose_metrics(["pesq"], {"speech"}, pytest.fail)
     hints = []
-    assert evaluate.choose_metrics(None, hints.append) == ["mel", "si_sdr", "stoi", "visqol"]
+    assert evaluate.choose_metrics(None, {"speech"}, hints.append) == ["mel", "si_sdr", "stoi", "visqol"]
     assert hints == ["PESQ-wb is left out; it needs a package: pip install 'pesq'"]
+    assert evaluate.choose_metrics(None, {"music", "other"}, hints.append) == ["mel", "si_sdr", "visqol"]
+    assert hints[1].startswith("PESQ-wb is left out; it is for speech, which is told by a folder")

@@ -162,7 +162,8 @@ class Index(Source):
         """One line on what was found."""
         files = "1 file" if len(self.frames) == 1 else f"{len(self.frames):,} files"
         left_out = [f"{count:,} {word}" for count, word in zip(self.counts, ("broken", "silent")) if count]
-        return (f"{self.path}: {files}, {self.seconds / 3600:.1f} h"
+        duration = f"{self.seconds / 3600:.1f} h" if self.seconds >= 3600 else f"{self.seconds / 60:.1f} min"
+        return (f"{self.path}: {files}, {duration}"
                 + (f"; {', '.join(left_out)} left out" if left_out else ""))
 
     def file(self, number: int) -> bytes:
