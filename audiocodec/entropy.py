@@ -293,7 +293,7 @@ class EntropyModel:
         return found
 
     def _member_scores(self, turn: range, hidden: np.ndarray, classes: np.ndarray) -> np.ndarray:
-        if classes.size <= _FEW_ROWS:
+        if classes.shape[1] <= _FEW_ROWS:
             weights = self._member[np.arange(turn.start, turn.start + len(classes))[:, None], classes]
             return (hidden[:, :, None] @ weights)[:, :, 0]
         scores = np.empty((*classes.shape, MEMBERS), np.float32)

@@ -16,6 +16,8 @@ Categorical = constriction.stream.model.Categorical
 RangeDecoder = constriction.stream.queue.RangeDecoder
 RangeEncoder = constriction.stream.queue.RangeEncoder
 
+_ANY = Categorical(perfect=False)     # whose counts come with the symbols
+
 CODE_BITS = 10
 DEPTH_BITS = 5
 _STATE_BITS = 64               # of constriction's coder, whose words have 32
@@ -205,8 +207,8 @@ def _next(decoders: list[RangeDecoder], counts: np.ndarray, sizes: np.ndarray) -
             return np.array([[decoder.decode(Categorical(row, lazy=True, perfect=False))
                               for decoder, row in zip(decoders, counts[0])]])
         found = np.zeros(counts.shape[:2], np.int64)
-        for symbols, decoder, rows, size in zip(found.T, decoders, counts.swapaxes(0, 1).copy(), sizes):
-            symbols[:size] = decoder.decode(Categorical(perfect=False), rows[:size])
+        for symbols, decoder, rows, size in zip(found.T, decoders, counts.swapaxes(0, 1).copy(), sizes.tolist()):
+            symbols[:size] = decoder.decode(_ANY, rows[:size])
         return found
     except AssertionError as error:            # constriction's answer to words that no encoder writes
         raise FormatError(f"a damaged payload ({error})") from None
