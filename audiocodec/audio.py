@@ -80,7 +80,7 @@ class AudioReader:
         try:
             self._file = _Stream(os.fsencode(path))
         except soundfile.LibsndfileError as error:
-            raise AudioError(f"{self.path}: not an audio file that nac reads ({_reason(error)})") from None
+            raise AudioError(f"{self.path}: not an audio file that nac reads ({reason(error)})") from None
         self.sample_rate = self._file.samplerate
         self.channels = self._file.channels
         self.num_samples = None if self._file.frames == _UNKNOWN_LENGTH else self._file.frames
@@ -120,7 +120,7 @@ class AudioReader:
             while len(samples := self._file.read(num_frames, dtype="float32", always_2d=True)):
                 yield samples
         except soundfile.LibsndfileError as error:
-            raise AudioError(f"{self.path}: damaged or truncated ({_reason(error)})") from None
+            raise AudioError(f"{self.path}: damaged or truncated ({reason(error)})") from None
 
 
 def checked_blocks(pieces: Iterator[np.ndarray], path: Path, num_samples: int | None) -> Iterator[np.ndarray]:
@@ -186,8 +186,12 @@ def _check_readable(path: Path) -> None:
         raise AudioError(f"{path}: the file is empty")
 
 
-def _reason(error: soundfile.LibsndfileError) -> str:
-    return error.error_string.removeprefix("Error : ").rstrip(".")
+def reason(error: soundfile.LibsndfileError) -> str:
+    """What libsndfile has against a file that is there."""
+    said = error.error_string.removeprefix("Error : ").rstrip(".")
+    if said.startswith("File does not exist"):       # its word for an MP3 without a single frame
+        said = "Format not recognised"
+    return said or f"libsndfile's error {error.code}"
 
 
 def _strerror(error: OSError) -> str:

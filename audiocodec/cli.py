@@ -332,7 +332,7 @@ def verify(sources, model):
 @click.option("--init", metavar="NAME|FILE", help="Begin from these weights, to fit them to other audio.")
 @click.option("--resume", is_flag=True, help="Go on with the run in RUN, to its own end unless a new one is given.")
 @click.option("--licence", default="", help="What to say of the weights' licence, in the weights file.")
-@click.option("--origin", default="", help="What to say of the training audio, in the weights file.")
+@click.option("--origin", help="What to say of the training audio, in the weights file.  [default: the FOLDERs]")
 @_device
 def train(sources, run, config, valid, minutes, updates, stages, seed, init, resume, licence, origin, device):
     """Train a model on folders of audio (WAV, FLAC, Ogg, Opus, MP3), or on packed shards (.npy).
@@ -347,7 +347,7 @@ def train(sources, run, config, valid, minutes, updates, stages, seed, init, res
     from audiocodec.training import run as training
 
     failures = _Failures()
-    with failures.caught(run):
+    with failures.caught():
         settings = configs.load(config)
         if seed is not None:
             settings = dataclasses.replace(settings, seed=seed)
@@ -357,7 +357,7 @@ def train(sources, run, config, valid, minutes, updates, stages, seed, init, res
         try:
             made = training.train(
                 training.Material(list(sources), list(valid)), run, settings, plan, device=device, resume=resume,
-                init=init, about={"licence": licence, "origin": origin})
+                init=init, about={"licence": licence, "origin": origin or ", ".join(map(str, sources))})
         except KeyboardInterrupt:
             if (run / "last.pt").exists():
                 _complain(f"{run}: saved; the same command with --resume goes on")
@@ -397,12 +397,12 @@ def evaluate(folder, kbps, codebooks, peers, model, kinds, clips, names, out, jo
     from audiocodec import evaluate as evaluation
 
     failures = _Failures()
-    with failures.caught(folder):
+    with failures.caught():
         codecs = evaluation.choose_codecs(kbps, codebooks, peers, model)
         chosen = [clip for kind in kinds for clip in recordings.choose_clips(folder, kind, clips, but=out)]
         if not chosen:
-            raise NacError(f"no audio of 8 s or more of {' or '.join(kinds)}")
-        names = evaluation.choose_metrics(names, _complain)
+            raise NacError(f"{folder}: no audio of 8 s or more of {' or '.join(kinds)}")
+        names = evaluation.choose_metrics(names, {clip.kind for clip in chosen}, _complain)
         try:
             results = evaluation.run(
                 chosen, codecs, names, jobs=jobs, out=out, hint=_complain,
@@ -460,7 +460,8 @@ class _Failures:
         self.status = 0
 
     @contextlib.contextmanager
-    def caught(self, name: Path | str) -> Iterator[None]:
+    def caught(self, name: Path | str | None = None) -> Iterator[None]:
+        """name: of the file that errors are about; None if they say so themselves."""
         try:
             yield
         except BrokenPipeError:
@@ -473,10 +474,12 @@ class _Failures:
         sys.exit(self.status)
 
 
-def _named(name: Path | str, error: Exception) -> str:
+def _named(name: Path | str | None, error: Exception) -> str:
     """Return the error's message with the file's name in front."""
     message = error.strerror.lower() if isinstance(error, OSError) and error.strerror else str(error)
-    return message if message.startswith(f"{name}: ") else f"{name}: {message}"
+    if name is None:
+        name = getattr(error, "filename", None)
+    return message if name is None or message.startswith(f"{name}: ") else f"{name}: {message}"
 
 
 def _complain(message: str) -> None:
@@ -593,7 +596,7 @@ def main() -> None:
         error.show()
         status = error.exit_code
     except click.ClickException as error:
-        _complain(f"{error.format_message()} Try 'nac --help'.")
+        _complain(f"{error.format_message().rstrip('.')}. Try 'nac --help'.")
         status = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         _complain("interrupted")

@@ -11,7 +11,7 @@ import click
 import numpy as np
 import soundfile
 
-from audiocodec import metrics
+from audiocodec import audio, metrics
 from audiocodec.peers import SAMPLE_RATE
 
 KINDS = ("speech", "music", "sfx")  # names of folders that say what is in them
@@ -71,11 +71,7 @@ def choose_clips(folder: Path, kind: str, count: int, but: Path | None = None) -
     for plan in (plan for plans in zip_longest(*map(_plan, groups.values())) for plan in plans if plan):
         if len(clips) == count:
             break
-        try:
-            samples = plan.load()
-        except soundfile.LibsndfileError as error:
-            _skip(plan.paths, error)
-            continue
+        samples = plan.load()
         if len(samples) >= MIN_SECONDS * SAMPLE_RATE and np.sqrt(np.mean(np.square(samples))) >= _SILENCE:
             clips.append(Clip(plan.name, kind, samples))
     return clips
@@ -92,7 +88,7 @@ def _plan(paths: list[Path]) -> list[_Plan]:
         try:
             seconds = lengths[path] = soundfile.info(path).duration
         except soundfile.LibsndfileError as error:
-            _skip((path,), error)
+            _skip(path, error)
             continue
         if seconds >= MIN_SECONDS:
             plans.append(_Plan((path,)))
@@ -107,13 +103,18 @@ def _plan(paths: list[Path]) -> list[_Plan]:
                     if lengths[plan.paths[0]] >= 4 * _PIECE]
 
 
-def _skip(paths: tuple[Path, ...], error: soundfile.LibsndfileError) -> None:
-    click.echo(f"nac: {', '.join(map(str, paths))}: left out: {error.error_string}", err=True)
+def _skip(path: Path, error: soundfile.LibsndfileError) -> None:
+    click.echo(f"nac: {path}: left out: {audio.reason(error)}", err=True)
 
 
 def _load_piece(path: Path, place: float) -> np.ndarray:
-    with soundfile.SoundFile(path) as file:
-        wanted = min(file.frames, round(_PIECE * file.samplerate))
-        file.seek(int(min(max(0, file.frames * place - wanted / 2), file.frames - wanted)))
-        samples = file.read(wanted, dtype="float32", always_2d=True).mean(axis=1)
-        return metrics.resample(samples, file.samplerate, SAMPLE_RATE)
+    """Samples (N,) at SAMPLE_RATE, mono; none of a file that turns out to be damaged."""
+    try:
+        with soundfile.SoundFile(path) as file:
+            wanted = min(file.frames, round(_PIECE * file.samplerate))
+            file.seek(int(min(max(0, file.frames * place - wanted / 2), file.frames - wanted)))
+            samples = file.read(wanted, dtype="float32", always_2d=True).mean(axis=1)
+            return metrics.resample(samples, file.samplerate, SAMPLE_RATE)
+    except soundfile.LibsndfileError as error:
+        _skip(path, error)
+        return np.zeros(0, np.float32)

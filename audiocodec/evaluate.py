@@ -45,13 +45,17 @@ class Results:
         return "\n\n".join(tables)
 
 
-def choose_metrics(wanted: list[str] | None, hint: Callable[[str], None]) -> list[str]:
-    """The metrics asked for, or all that can be computed here; hint(message) hears of the others.
+def choose_metrics(wanted: list[str] | None, kinds: set[str], hint: Callable[[str], None]) -> list[str]:
+    """The metrics asked for, or all, that can be computed here of these kinds of clips; hint hears of the others.
 
     Raises NacError where one that was asked for needs a package.
     """
     names = []
     for name in wanted or METRICS:
+        if not {"", *kinds} & METRICS[name].scores.keys():
+            hint(f"{METRICS[name].title} is left out; it is for {' and '.join(METRICS[name].scores)}, which is told by "
+                 "a folder of that name")
+            continue
         package = metrics.missing_package(name)
         if package and wanted:
             raise NacError(f"{METRICS[name].title} needs a package: pip install '{package}'")

@@ -51,6 +51,14 @@ def released_name(identity: bytes) -> str | None:
 
 
 def describe_model(name: str) -> dict:
-    """Describe a model by name or by its weights' path: identity, origin, licence. Raises ModelError."""
+    """Describe a model by name or by its weights' path: identity, size, origin, licence. Raises ModelError."""
     loaded = weights.load(name)
-    return {"file": str(loaded.path), "weights": loaded.identity.hex(), **loaded.config.get("about", {})}
+    return {
+        "file": str(loaded.path),
+        "bytes": loaded.path.stat().st_size,
+        "weights": loaded.identity.hex(),
+        "sample_rate": loaded.config["codec"].get("sample_rate"),
+        "codebooks": loaded.config["codec"].get("num_books"),
+        "parameters": sum(tensor.size for tensor in loaded.tensors.values()),
+        **loaded.config.get("about", {}),
+    }

@@ -104,6 +104,12 @@ def test_failing_commands_say_why(tmp_path):
         processes._time("nac encode, 1 s", False, [["encode", tmp_path / "nowhere.wav"]], 1)
 
 
+def test_a_clip_of_a_second_is_timed_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "time_processes", lambda *_: (1.0, 1.0, 1.0))
+    rows = processes.time_commands(bench.speech_like(1, 24_000), 24_000, 6, [], tmp_path, 1, lambda what: None)
+    assert [row["command"] for row in rows].count("nac encode, 1 s") == 1 and len(rows) == 6
+
+
 # EnCodec
 
 

@@ -412,6 +412,9 @@ def test_info(nac, clip):
 
 def test_info_of_a_model(nac):
     status, out, _ = nac("info", "--model", "nac-24k", "--json")
+    facts = json.loads(out)
+    assert (facts["sample_rate"], facts["codebooks"]) == (24_000, 32) and 5e6 < facts["parameters"] < 3e7
+    assert facts["bytes"] == Path(facts["file"]).stat().st_size
     assert status == 0
     facts = json.loads(out)
     assert len(facts["weights"]) == 12

@@ -78,7 +78,7 @@ def test_broken_and_silent_files_are_counted_and_told(folder, tmp_path, capsys):
     assert index.counts.tolist() == [4, 1]
     for name in ("silent.wav: silent", "no samples.wav", "empty.mp3", "broken.wav", "cut.flac"):
         assert f"left out: {folder}/{name}" in told
-    assert told.splitlines()[-1] == f"{folder}: 6 files, 0.0 h; 4 broken, 1 silent left out"
+    assert told.splitlines()[-1] == f"{folder}: 6 files, 0.3 min; 4 broken, 1 silent left out"
 
 
 def test_only_a_file_that_is_silent_throughout_is_silent(tmp_path):
@@ -111,6 +111,13 @@ def test_an_index_is_made_once_and_again_when_a_file_changes(tmp_path, monkeypat
     assert len(list(cache.iterdir())) == 1
     next(cache.iterdir()).write_bytes(b"\x93NUMPY, or so it seems")
     assert Index.open(folder, cache).frames.tolist() == [3200, 4800, 3200]
+
+
+def test_a_cache_that_cannot_be_written_is_told_first(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "_survey", lambda *_: pytest.fail("looked through the folder"))
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError):
+        open_source(folder, tmp_path / "file", 24_000)
 
 
 def test_a_flac_of_unknown_length_is_measured(folder, tmp_path):

@@ -89,6 +89,14 @@ def test_odd_files_are_named_and_passed_over(corpus, capsys):
     assert len(said) == 2 and "empty.mp3: left out: " in said[0] and "text.wav: left out: " in said[1]
 
 
+def test_a_damaged_file_takes_no_others_along(corpus, capsys):
+    cut = corpus / "speech" / "anna" / "1.flac"
+    write(cut, np.random.default_rng(2).normal(0, 0.1, 3 * 16_000), 16_000)
+    cut.write_bytes(cut.read_bytes()[:20_000])       # 0.wav, 1.flac, 1.wav and so on: three to a clip
+    (clip,) = (clip for clip in choose_clips(corpus, "speech", 20) if "anna" in clip.name)
+    assert clip.name == "anna/2" and "1.flac: left out: " in capsys.readouterr().err
+
+
 def test_nothing_to_choose(corpus):
     assert choose_clips(corpus, "sfx", 20) == []
 
@@ -343,10 +351,12 @@ def test_missing_programs_and_packages_are_named(corpus, monkeypatch):
     peers._version.cache_clear()
     result = run_eval(corpus, "--peers", "mp3:32")
     assert (result.exit_code, result.stderr) == (
-        1, f"nac: {corpus}: lame: not installed; it comes with the package lame\n")
+        1, "nac: lame: not installed; it comes with the package lame\n")
     monkeypatch.setattr("audiocodec.metrics.missing_package", lambda name: "pesq" if name == "pesq" else "")
     with pytest.raises(NacError, match="PESQ-wb needs a package: pip install 'pesq'"):
-        evaluate.choose_metrics(["pesq"], pytest.fail)
+        evaluate.choose_metrics(["pesq"], {"speech"}, pytest.fail)
     hints = []
-    assert evaluate.choose_metrics(None, hints.append) == ["mel", "si_sdr", "stoi", "visqol"]
+    assert evaluate.choose_metrics(None, {"speech"}, hints.append) == ["mel", "si_sdr", "stoi", "visqol"]
     assert hints == ["PESQ-wb is left out; it needs a package: pip install 'pesq'"]
+    assert evaluate.choose_metrics(None, {"music", "other"}, hints.append) == ["mel", "si_sdr", "visqol"]
+    assert hints[1].startswith("PESQ-wb is left out; it is for speech, which is told by a folder")

@@ -90,13 +90,27 @@ def test_the_report_is_drawn(run):
 
 
 def test_panels_hold_what_the_lines_say(run):
-    panels = report._curves(read_metrics(run / "metrics.jsonl"))
+    lines, unit = report._timed(read_metrics(run / "metrics.jsonl"))
+    panels = report._curves(lines)
+    assert unit == "hours"
     assert list(panels) == ["mel", "perplexity", "use", "loudness", "commitment", "critic", "bits", "gradient", "rate",
                             "waiting"]
     assert set(panels["mel"]) == {"4", "8", "mean"}
     assert panels["mel"]["8"]["adversarial"][-1] == (2.0, 0.3)
     assert list(panels["critic"]["training"]) == ["adversarial"]
     assert set(panels["bits"]) == {"training", "validation"}
+
+
+def test_short_runs_are_told_in_minutes_and_single_points_are_seen(tmp_path):
+    figures = pytest.importorskip("matplotlib.figure")
+    _write(tmp_path, [_line("reconstruction", 9, hours=0.1, loudness=2), _line("polish", 10, hours=0.2, loudness=1)])
+    lines, unit = report._timed(read_metrics(tmp_path / "metrics.jsonl"))
+    assert unit == "minutes" and [line["time"] for line in lines] == pytest.approx([6, 12])
+    figure = figures.Figure()
+    report._draw_panels(figure, report._curves(lines), report._stage_spans(lines), unit)
+    axes = figure.axes[0]
+    assert axes.get_xlabel() == "minutes"
+    assert [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "."] == pytest.approx([6, 12])
 
 
 def test_smoothing_keeps_constants_and_passes_over_gaps():
@@ -170,6 +184,7 @@ def test_examples_and_codebooks_are_logged(tmp_path):
     board.close()
     events = _events(tmp_path)
     assert events.Scalars("codebooks/least_perplexity")[0].value == 30
+    assert [event.value for event in events.Scalars("perplexity_of_book/02")] == [60, 60]
     assert [event.step for event in events.Audio("clip_2/reference")] == [100]
     assert [event.step for event in events.Audio("clip_1/08_books")] == [100, 200]
     image = events.Images("spectrograms_1/reference_8_4")[0]

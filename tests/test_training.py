@@ -338,7 +338,24 @@ def test_a_killed_command_goes_on(folder, tmp_path):
 @pytest.mark.parametrize("text, message", [
     ("[training]\nbtach = 4", "unknown key in [training]: btach; the nearest is batch"),
     ("[modle]\nhop = 4", "unknown table: modle; the nearest is model"),
-    ("[training]\nbatch = 'many'", "training.batch = 'many'; expected a int, such as 5"),
+    ("[training]\nbatch = 'many'", "training.batch = 'many'; expected a whole number, such as 5"),
+    ("[training]\ncompile = 1", "training.compile = 1; expected true or false, such as True"),
+    ("[training]\nbatch = 0", "training.batch = 0; expected 1 or more"),
+    ("[training]\nvalidate_updates = 0", "training.validate_updates = 0; expected 1 or more"),
+    ("[training]\nstart_crops = 2", "training.start_crops = 2; expected 11 or more"),
+    ("[training]\naverage_decay = 1.5", "training.average_decay = 1.5; expected 0 to 1"),
+    ("[learning_rate]\npolish = nan", "learning_rate.polish = nan; expected 0 or more"),
+    ("[losses]\nwaveform = inf", "losses.waveform = inf; expected 0 or more"),
+    ("[model]\nsample_rate = 0", "model.sample_rate = 0; expected 8000 to 192000"),
+    ("[model]\nbook_size = 512", "model.book_size = 512; expected 1024"),
+    ("[model]\nnum_books = 33", "model.num_books = 33; expected 1 to 32"),
+    ("[model]\nlatent_dim = 321", "model.latent_dim = 321; expected the hop, 320, or less"),
+    ("[entropy]\nheads = 3", "entropy.width = 128; expected a multiple of the heads, 3"),
+    ("[entropy]\nwindow = 257", "entropy.window = 257; expected 1 to 256"),
+    ("[entropy]\nfeed_forward = 700", "width + feed_forward = 828"),
+    ("[entropy]\nturns = []", "entropy.turns = []; expected a list of whole numbers over 0"),
+    ("[share]\nreconstruction = 0\nadversarial = 0\npolish = 0\nentropy = 0", "[share] leaves no stage any time"),
+    ("[losses]\nloudness = 0\nspectrum = 0\nstructure = 0\nwaveform = 0", "nothing else"),
     ("[training]\ncrop = 1000", "training.crop = 1000; expected 16 times the hop, 320, or more of it"),
     ("base = 'huge'", "base 'huge'; expected one of nac-24k, nac-24k-gpu, tiny"),
     ("[training", "small.toml: "),
@@ -349,6 +366,13 @@ def test_a_wrong_configuration_is_named(tmp_path, text, message):
     with pytest.raises(NacError) as error:
         configs.load(str(path))
     assert message in str(error.value)
+
+
+def test_a_model_of_few_books_needs_no_other_settings(tmp_path):
+    path = tmp_path / "few.toml"
+    path.write_text("[model]\nnum_books = 2")
+    settings = configs.load(str(path))
+    assert (settings.entropy.num_books, settings.entropy.detailed_books, settings.entropy.context_books) == (2, 2, 2)
 
 
 def test_the_configuration_and_the_code_agree():

@@ -1,16 +1,35 @@
 """How to train, read from a TOML file: audiocodec/configs/nac-24k.toml documents every setting."""
 import difflib
+import math
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from audiocodec.entropy import EntropyConfig
+from audiocodec import limits
+from audiocodec.audio import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE
+from audiocodec.entropy import BOOK_SIZE, EntropyConfig
 from audiocodec.errors import NacError
 from audiocodec.model import ModelConfig
 
 DEFAULT = "nac-24k"
 STAGES = ("reconstruction", "adversarial", "polish", "entropy")
 _FOLDER = Path(__file__).parents[1] / "configs"
+_WORDS = {bool: "true or false", int: "a whole number", float: "a number", list: "a list of whole numbers over 0"}
+_OR_NONE = "training.seed", "training.workers", "training.refit_crops", "model.coarse_books", "model.coarse_dim"
+_LIMITS = {             # other counts are 1 or more, other numbers 0 or more
+    "model.sample_rate": (MIN_SAMPLE_RATE, MAX_SAMPLE_RATE),
+    "model.companding": (0.1, 1),
+    "model.num_books": (1, limits.MAX_BOOKS),
+    "model.book_size": (BOOK_SIZE, BOOK_SIZE),
+    "entropy.layers": (1, 8),
+    "entropy.window": (1, 256),
+    "training.last_rate": (0, 1),
+    "training.codebook_decay": (0, 1),
+    "training.average_decay": (0, 1),
+    **{name: (0, math.inf) for name in _OR_NONE},
+}
+_ENTROPY_INNER = 768    # the longest sum that the entropy model can make exactly
 
 
 @dataclass(frozen=True)
@@ -82,28 +101,51 @@ def _check_key(path: Path, key: str, known: dict, what: str) -> None:
 
 
 def _checked(path: Path, name: str, value, usual):
-    """A value of the type that its key usually has."""
+    """A value of the type that its key usually has, within its limits."""
     if isinstance(usual, float) and type(value) is int:
         value = float(value)
-    if type(value) is not type(usual) or not _is_sane(value):
-        raise NacError(f"{path}: {name} = {value!r}; expected a {type(usual).__name__}, such as {usual!r}")
+    if type(value) is not type(usual) or isinstance(value, list) and not _are_counts(value):
+        raise NacError(f"{path}: {name} = {value!r}; expected {_WORDS[type(usual)]}, such as {usual!r}")
+    if type(value) in (int, float):
+        least, most = _LIMITS.get(name, (int(isinstance(usual, int)), math.inf))
+        if not least <= value <= most or value == math.inf:
+            span = f"{least:g} or more" if most == math.inf else f"{least:g} to {most:g}" if least < most else least
+            raise NacError(f"{path}: {name} = {value!r}; expected {span}")
     return value
 
 
-def _is_sane(value) -> bool:
-    """No number is below 0; a list is of counts."""
-    if isinstance(value, list):
-        return bool(value) and all(type(count) is int and count > 0 for count in value)
-    return isinstance(value, bool) or value >= 0
+def _are_counts(values: list) -> bool:
+    return bool(values) and all(type(count) is int and count > 0 for count in values)
 
 
 def _config(tables: dict, path: Path) -> TrainConfig:
     training = tables.pop("training")
     model = ModelConfig(**tables.pop("model"))
-    entropy = EntropyConfig(num_books=model.num_books, **tables.pop("entropy"))
-    config = TrainConfig(model=model, entropy=entropy, **tables, **training)
-    if config.crop % model.hop or config.crop < 16 * model.hop:
-        raise NacError(f"{path}: training.crop = {config.crop}; expected 16 times the hop, {model.hop}, or more of it")
-    if config.batch < 1 or not sum(config.share.values()) > 0:
-        raise NacError(f"{path}: a batch of {config.batch}, shares of {config.share}; expected more than nothing")
+    sizes = tables.pop("entropy")
+    for name in ("detailed_books", "context_books"):            # a model of few books need not say this, too
+        sizes[name] = min(sizes[name], model.num_books)
+    config = TrainConfig(model=model, entropy=EntropyConfig(num_books=model.num_books, **sizes), **tables, **training)
+    for problem in _problems(config):
+        raise NacError(f"{path}: {problem}")
     return config
+
+
+def _problems(config: TrainConfig) -> Iterator[str]:
+    """What does not go together: an hour later it would be a pity."""
+    model, entropy, crop = config.model, config.entropy, config.crop
+    if crop % model.hop or crop < 16 * model.hop:
+        yield f"training.crop = {crop}; expected 16 times the hop, {model.hop}, or more of it"
+    if config.start_crops * crop < model.book_size * model.hop:
+        yield (f"training.start_crops = {config.start_crops}; expected {-(-model.book_size * model.hop // crop)} "
+               f"or more, as a codebook starts with {model.book_size} frames")
+    if model.latent_dim > model.hop:
+        yield f"model.latent_dim = {model.latent_dim}; expected the hop, {model.hop}, or less"
+    if entropy.width % entropy.heads:
+        yield f"entropy.width = {entropy.width}; expected a multiple of the heads, {entropy.heads}"
+    if max(entropy.width + entropy.feed_forward, entropy.head_width, entropy.head_hidden) > _ENTROPY_INNER:
+        yield (f"[entropy] width + feed_forward = {entropy.width + entropy.feed_forward}, head_width = "
+               f"{entropy.head_width}, head_hidden = {entropy.head_hidden}; expected {_ENTROPY_INNER} or less")
+    if not sum(config.share.values()) > 0:
+        yield "[share] leaves no stage any time"
+    if not sum(config.losses[name] for name in config.losses if name != "adversarial") > 0:
+        yield "[losses] gives all but adversarial no weight, and the first stage has nothing else"

@@ -122,6 +122,8 @@ class StructureDistance(nn.Module):
         meant, made = self._power(target), self._power(samples)
         floor = 10 ** -4.5 * meant.amax(1, keepdim=True) + _FAINT_POWER
         got, wanted = 10 * torch.log10(made + floor), 10 * torch.log10(meant + floor)
+        usual = wanted.mean((1, 2), keepdim=True)        # without it rounding shows, in differences of large squares
+        got, wanted = got - usual, wanted - usual
         got_mean, wanted_mean = self._blurred(got), self._blurred(wanted)
         got_spread = (self._blurred(got.square()) - got_mean.square()).clamp_min(0) + _FLAT
         wanted_spread = (self._blurred(wanted.square()) - wanted_mean.square()).clamp_min(0) + _FLAT

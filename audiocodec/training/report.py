@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_PLACE = {"stage", "updates", "total", "seconds", "hours", "valid"}       # of a line; what else it has are curves
+_PLACE = {"stage", "updates", "total", "seconds", "hours", "time", "valid"}    # of a line; what else it has are curves
 _TITLES = {
     "mel": "log-mel distance ↓", "si_sdr": "SI-SDR, dB ↑", "pesq": "PESQ-wb ↑",
     "perplexity": "perplexity of books ↑", "use": "entries in use ↑",
@@ -35,7 +35,7 @@ _COLUMNS = 4
 _LINE = "#27557f"
 _RED = "#d62728"
 
-Curve = dict[str, list[tuple[float, float]]]     # of one label: for each stage, (hours, value)
+Curve = dict[str, list[tuple[float, float]]]     # of one label: for each stage, (time, value)
 
 
 # RUN/metrics.jsonl
@@ -79,13 +79,19 @@ def _with_hours(lines: list[dict]) -> list[dict]:
     return timed
 
 
+def _timed(lines: list[dict]) -> tuple[list[dict], str]:
+    """Lines with their `time` in the unit that suits the run's length, and this unit."""
+    per_hour, unit = (1, "hours") if not lines or lines[-1]["hours"] >= 2 else (60, "minutes")
+    return [line | {"time": line["hours"] * per_hour} for line in lines], unit
+
+
 def _curves(lines: list[dict]) -> dict[str, dict[str, Curve]]:
-    """What to draw: by panel and label, "8" of "mel@8", "training" or "validation"."""
+    """What to draw of timed lines: by panel and label, "8" of "mel@8", "training" or "validation"."""
     panels: dict[str, dict[str, Curve]] = {}
     for line in lines:
         for panel, label, value in _values(line):
             curve = panels.setdefault(panel, {}).setdefault(label, {})
-            curve.setdefault(line["stage"], []).append((line["hours"], float(value)))
+            curve.setdefault(line["stage"], []).append((line["time"], float(value)))
     order = [*_FIRST, *(name for name in panels if name not in _FIRST + _LAST), *_LAST]
     return {name: panels[name] for name in order if name in panels}
 
@@ -116,14 +122,15 @@ def draw(run: Path) -> Path | None:
         _hint()
         return None
     try:
-        lines = read_metrics(run / "metrics.jsonl") if (run / "metrics.jsonl").exists() else []
+        path = run / "metrics.jsonl"
+        lines, unit = _timed(read_metrics(path) if path.exists() else [])
         panels = _curves(lines)
         if not panels:
             return None
         rows = -(-len(panels) // _COLUMNS)
         figure = Figure(figsize=(4.2 * _COLUMNS, 0.7 + 2.5 * rows), layout="constrained")
-        _head(figure, run.resolve().name, lines)
-        _draw_panels(figure, panels, _stage_spans(lines))
+        _head(figure, run.resolve().name, lines, unit)
+        _draw_panels(figure, panels, _stage_spans(lines), unit)
         target, partial = run / "report.png", run / "report.part"
         figure.savefig(partial, format="png", dpi=100)
         os.replace(partial, target)
@@ -139,59 +146,60 @@ def _hint() -> None:
     warnings.warn('report.png needs matplotlib: pip install "nac-audiocodec[train]"', stacklevel=3)
 
 
-def _head(figure, name: str, lines: list[dict]) -> None:
+def _head(figure, name: str, lines: list[dict], unit: str) -> None:
     """Where the run stands, and which stage has which shade."""
     from matplotlib.patches import Patch
 
     last = lines[-1]
     total = f" ({last['total']:,} in all)" if last.get("total", last["updates"]) != last["updates"] else ""
-    figure.suptitle(f"{name}: {last['stage']} stage, {last['updates']:,} updates{total}, {last['hours']:.2f} hours",
+    figure.suptitle(f"{name}: {last['stage']} stage, {last['updates']:,} updates{total}, {last['time']:.1f} {unit}",
                     x=0.01, ha="left", fontweight="bold", fontsize=12)
     patches = [Patch(facecolor=shade, edgecolor="#bbb", label=stage)
                for stage, shade in zip(_stage_spans(lines), cycle(_SHADES))]
     figure.legend(handles=patches, loc="outside upper right", ncols=len(patches), frameon=False, fontsize=10)
 
 
-def _draw_panels(figure, panels: dict[str, dict[str, Curve]], spans: dict[str, tuple[float, float]]) -> None:
+def _draw_panels(figure, panels: dict[str, dict[str, Curve]], spans: dict[str, tuple[float, float]],
+                 unit: str) -> None:
     grid = list(figure.subplots(-(-len(panels) // _COLUMNS), _COLUMNS, squeeze=False).flat)
     for axes in grid[len(panels):]:
         axes.set_axis_off()
     for axes, (name, curves) in zip(grid, panels.items()):
         drawn = {stage for curve in curves.values() for stage in curve}
-        # A panel spans the stages it has something to show of: the entropy stage would be a sliver of all hours.
+        # A panel spans the stages it has something to show of: the entropy stage would be a sliver of the whole.
         left, right = min(spans[stage][0] for stage in drawn), max(spans[stage][1] for stage in drawn)
         for span, shade in zip(spans.values(), cycle(_SHADES)):
             axes.axvspan(*span, color=shade, linewidth=0, zorder=0)
         if right > left:
             axes.set_xlim(left, right + 0.01 * (right - left))
-        _draw_panel(axes, name, curves)
+        _draw_panel(axes, name, curves, unit)
 
 
 def _stage_spans(lines: list[dict]) -> dict[str, tuple[float, float]]:
-    """Each stage's first and last hour."""
+    """When each stage begins and ends."""
     spans, start = {}, 0.0
     for stage in dict.fromkeys(line["stage"] for line in lines):
-        stop = max(line["hours"] for line in lines if line["stage"] == stage)
+        stop = max(line["time"] for line in lines if line["stage"] == stage)
         spans[stage] = start, stop
         start = stop
     return spans
 
 
-def _draw_panel(axes, name: str, curves: dict[str, Curve]) -> None:
+def _draw_panel(axes, name: str, curves: dict[str, Curve], unit: str) -> None:
     counts = sorted((label for label in curves if label.isdecimal()), key=int)
     for i, label in enumerate(counts):
         words = label if i else f"book {label}" if name in _OF_ONE_BOOK else f"{label} books"
         _draw_scores(axes, curves[label], _rate_colour(i, len(counts)), words)
     if "mean" in curves:
         _draw_scores(axes, curves["mean"], "#222", "mean", linestyle="--")
-        _mark_best(axes, curves["mean"])
+        _mark_best(axes, curves["mean"], unit)
     if "training" in curves:
         _draw_training(axes, curves["training"])
     if "validation" in curves:
         _draw_scores(axes, curves["validation"], _RED, "validation")
     axes.grid(color="white", linewidth=1)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_xlabel("hours", fontsize=8, labelpad=1)
+    axes.set_xlabel(unit, fontsize=8, labelpad=1)
     _scale(axes, name, curves)
     axes.tick_params(labelsize=8, which="both")
     if len(curves) > 1:                          # in a row between title and curves, where it hides none
@@ -218,12 +226,13 @@ def _draw_training(axes, curve: Curve) -> None:
     for points in curve.values():
         axes.plot(*zip(*points), color=_LINE, alpha=0.25, linewidth=0.8)
     for i, points in enumerate(curve.values()):
-        axes.plot(*zip(*_smooth(points)), color=_LINE, linewidth=1.6, label=None if i else "training")
+        axes.plot(*zip(*_smooth(points)), color=_LINE, linewidth=1.6, label=None if i else "training",
+                  marker="" if len(points) > 1 else ".")
 
 
 def _smooth(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     """Each point's mean with its neighbours, about a twenty-fifth of all, what is not finite left out."""
-    hours, values = np.array(points).T
+    times, values = np.array(points).T
     finite = np.isfinite(values)
     sums = np.concatenate([[0], np.cumsum(np.where(finite, values, 0))])
     counts = np.concatenate([[0], np.cumsum(finite)])
@@ -231,7 +240,7 @@ def _smooth(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     start, stop = np.maximum(at - reach, 0), np.minimum(at + reach + 1, len(values))
     with np.errstate(invalid="ignore"):
         means = (sums[stop] - sums[start]) / (counts[stop] - counts[start])
-    return list(zip(hours.tolist(), means.tolist()))
+    return list(zip(times.tolist(), means.tolist()))
 
 
 def _draw_scores(axes, curve: Curve, colour, label: str, linestyle: str = "-") -> None:
@@ -240,11 +249,11 @@ def _draw_scores(axes, curve: Curve, colour, label: str, linestyle: str = "-") -
               markersize=max(1, 5 - len(points) / 40))
 
 
-def _mark_best(axes, curve: Curve) -> None:
+def _mark_best(axes, curve: Curve, unit: str) -> None:
     points = [point for points in curve.values() for point in points if math.isfinite(point[1])]
     if points:
-        hours, score = min(points, key=lambda point: point[1])
-        axes.plot([hours], [score], marker="*", color=_RED, markersize=9, linestyle="", label=f"best, {hours:.2f} h")
+        time, score = min(points, key=lambda point: point[1])
+        axes.plot([time], [score], marker="*", color=_RED, markersize=9, linestyle="", label=f"best, {time:.1f} {unit}")
 
 
 def _rate_colour(index: int, count: int):
@@ -308,8 +317,10 @@ class Board:
                 self.writer.add_scalar(name.replace("@", "/"), value, step)
 
     def codebooks(self, use: np.ndarray, perplexity: np.ndarray, step: int) -> None:
-        """Draw how use and perplexity (K,), see validation.codebook_use, spread over the books, and the least ones."""
+        """Draw use and perplexity (K,), see validation.codebook_use, of each book, their spread, and the least ones."""
         for name, values in (("use", use), ("perplexity", perplexity)):
+            for number, value in enumerate(values, 1):
+                self.writer.add_scalar(f"{name}_of_book/{number:02}", float(value), step)
             self.writer.add_histogram(f"codebooks/{name}", np.asarray(values), step)
             self.writer.add_scalar(f"codebooks/least_{name}", float(np.min(values)), step)
 

@@ -149,10 +149,9 @@ class Index(Source):
         file = cache / f"{path.resolve().name[:50]}-{place}.index"
         arrays = _load_arrays(file)
         if not arrays or arrays[0].tobytes() != digest:
-            arrays = np.frombuffer(digest, np.uint8), *_survey(path, names)
             cache.mkdir(parents=True, exist_ok=True)
-            with audio.atomic_output(file, force=True) as output:
-                for array in arrays:
+            with audio.atomic_output(file, force=True) as output:    # before the survey, which may take an hour
+                for array in (np.frombuffer(digest, np.uint8), *_survey(path, names)):
                     np.save(output, array)
             arrays = _load_arrays(file)
         index = cls(path, *arrays[1:])
@@ -163,7 +162,8 @@ class Index(Source):
         """One line on what was found."""
         files = "1 file" if len(self.frames) == 1 else f"{len(self.frames):,} files"
         left_out = [f"{count:,} {word}" for count, word in zip(self.counts, ("broken", "silent")) if count]
-        return (f"{self.path}: {files}, {self.seconds / 3600:.1f} h"
+        duration = f"{self.seconds / 3600:.1f} h" if self.seconds >= 3600 else f"{self.seconds / 60:.1f} min"
+        return (f"{self.path}: {files}, {duration}"
                 + (f"; {', '.join(left_out)} left out" if left_out else ""))
 
     def file(self, number: int) -> bytes:
@@ -275,7 +275,7 @@ class _Stream(soundfile.SoundFile):
         try:
             super().__init__(path)
         except soundfile.LibsndfileError as error:
-            raise AudioError(f"{os.fsdecode(path)}: not readable audio ({_reason(error)})") from None
+            raise AudioError(f"{os.fsdecode(path)}: not readable audio ({audio.reason(error)})") from None
 
     def seekable(self) -> bool:
         return False
@@ -305,11 +305,7 @@ class _Stream(soundfile.SoundFile):
         try:
             yield
         except soundfile.LibsndfileError as error:
-            raise AudioError(f"{os.fsdecode(self.name)}: damaged or truncated ({_reason(error)})") from None
-
-
-def _reason(error: soundfile.LibsndfileError) -> str:
-    return error.error_string.removeprefix("Error : ").rstrip(".") or f"libsndfile's error {error.code}"
+            raise AudioError(f"{os.fsdecode(self.name)}: damaged or truncated ({audio.reason(error)})") from None
 
 
 def _load_arrays(path: Path) -> list[np.ndarray]:
