@@ -252,6 +252,29 @@ def test_training_ends_in_an_integer_model_that_does_what_its_twin_does():
     assert (depth_nats.sum() + (nats * is_there).sum()).item() / np.log(2) == pytest.approx(bits, rel=2e-3)
 
 
+def test_an_interrupted_training_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
+    pytest.importorskip("torch")
+    from audiocodec.training import entropy as training
+    rng = np.random.default_rng(0)
+    codebooks, codes = rng.normal(size=(6, BOOK_SIZE, 5)).astype(np.float32), rng.integers(0, BOOK_SIZE, (1, 6, 1200))
+    options = {"config": TINY, "updates": 5, "batch": 2}
+    _, straight, _ = training.train_entropy(codes, codebooks, **options)
+    update = training._Learner.update
+
+    def interrupted(learner, *arguments):
+        if learner.updates == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return update(learner, *arguments)
+
+    monkeypatch.setattr(training._Learner, "update", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        training.train_entropy(codes, codebooks, checkpoint=tmp_path / "entropy.pt", **options)
+    monkeypatch.undo()
+    _, resumed, report = training.train_entropy(codes, codebooks, checkpoint=tmp_path / "entropy.pt", **options)
+    assert report["updates"] == 5
+    assert all(np.array_equal(straight[name], resumed[name]) for name in straight)
+
+
 def test_class_ranks_number_similar_entries_alike():
     from audiocodec.training.entropy import class_ranks
     line = np.random.default_rng(0).permutation(BOOK_SIZE)

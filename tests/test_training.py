@@ -21,13 +21,14 @@ from audiocodec.errors import NacError
 from audiocodec.model import ModelConfig
 from audiocodec.quantizer import ResidualQuantizer, nearest
 from audiocodec.training import config as configs
-from audiocodec.training import loop
+from audiocodec.training import console, loop
 from audiocodec.training.codebooks import CodebookTrainer, kmeans_start, refit
 from audiocodec.training.data import Crops, clips
 from audiocodec.training.distributed import Team
 from audiocodec.training.losses import (
     Balancer, LoudnessDistance, SpectrumDistance, StructureDistance, waveform_distance)
 from audiocodec.training.loop import Trainer
+from audiocodec.training.run import Plan
 from audiocodec.training.sources import open_source
 from audiocodec.training.validation import validate
 
@@ -238,13 +239,28 @@ def test_a_resumed_run_equals_an_uninterrupted_one(source, tmp_path):
 
 def test_another_model_cannot_be_resumed_and_other_settings_are_named(source, tmp_path, capsys):
     trainer = _trainer(source, tmp_path, 1)
-    trainer.start()
-    trainer.save()
+    trainer.start()                              # which saves: a run killed in its first minutes can be resumed
     _trainer(source, tmp_path, 1, dataclasses.replace(TINY, commitment=0.5)).resume()
     assert capsys.readouterr().err.endswith("goes on with other settings than before: commitment\n")
     model = dataclasses.replace(TINY.model, decoder_width=64)
     with pytest.raises(NacError, match="what differs: model"):
         _trainer(source, tmp_path, 1, dataclasses.replace(TINY, model=model)).resume()
+
+
+def test_a_second_signal_counts_when_it_is_another(monkeypatch):
+    seconds = iter([10.0, 10.2, 12.0])
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(seconds))
+    with console.Interrupt() as interrupt:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)      # torchrun passes a terminal's Ctrl-C on, which has come already
+        assert interrupt.wanted == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_stages_without_a_share_are_refused():
+    with pytest.raises(NacError, match="no time"):
+        Plan(minutes=1, stages=("polish",)).lengths(dict.fromkeys(configs.STAGES, 0.0))
 
 
 def test_weights_that_are_not_finite_are_not_kept(source, tmp_path):

@@ -23,7 +23,9 @@ from audiocodec.depths import PRICES, choose_depths, norms_left
 from audiocodec.entropy import (
     ABSENT, ACTIVATION_BITS, ATTENTION_SCALE, ATTENTION_STEPS, BOOK_SIZE, CLASSES, DEPTHS, LIMIT, MAX_FRAMES, MEMBERS,
     RESIDUAL_BITS, SCORE_STEPS, UNTOLD, WEIGHT_BITS, EntropyConfig, EntropyModel)
+from audiocodec.errors import NacError
 from audiocodec.training.checkpoint import save
+from audiocodec.training.console import BAR, Interrupt
 
 _ACTIVATION = 1 << ACTIVATION_BITS
 _WEIGHT = 1 << WEIGHT_BITS
@@ -61,23 +63,22 @@ def train_entropy(codes: np.ndarray, codebooks: np.ndarray, *, config: EntropyCo
         learner.net.start_from_integers(begun)
     if checkpoint and checkpoint.exists():
         learner.load(checkpoint)
-    recent = []
-    with tqdm(total=1000, desc="entropy", disable=None,
-              bar_format="{desc}: {percentage:3.0f}% |{bar}| {remaining} left{postfix}") as bar:
-        saved = time.monotonic()
-        while (share := learner.updates / updates if updates else learner.seconds / (60 * minutes)) < 1:
+    recent, saved = [], time.monotonic()
+    with Interrupt() as interrupt, tqdm(total=1000, desc="entropy", disable=None, bar_format=BAR) as bar:
+        while (share := learner.share(minutes, updates)) < 1:
             recent.append(learner.update(stream, batch, share))
             bar.update(round(1000 * share) - bar.n)
-            if learner.updates % _LOG_UPDATES == 0:
+            ends = learner.share(minutes, updates) >= 1 or interrupt.wanted
+            if learner.updates % _LOG_UPDATES == 0 or ends:
                 bar.set_postfix_str(f", {np.mean(recent):.3f} bits per code")
                 if log:
                     log(learner.updates, learner.seconds, float(np.mean(recent)))
                 recent.clear()
-            if checkpoint and time.monotonic() - saved > _CHECKPOINT_SECONDS:
+            if checkpoint and (ends or time.monotonic() - saved > _CHECKPOINT_SECONDS):
                 learner.save(checkpoint)
                 saved = time.monotonic()
-    if checkpoint:
-        learner.save(checkpoint)
+            if interrupt.wanted:
+                interrupt.obey()
     net = learner.net
     net.rounding = False
     tensors = net.integers() | {"order": ranks.astype(np.int16)}
@@ -101,6 +102,10 @@ class _Learner:
         self.rate, self.device = rate, device
         self.updates, self.seconds = 0, 0.0
 
+    def share(self, minutes: float | None, updates: int | None) -> float:
+        """How much of its length is done: 1 at the end."""
+        return self.updates / updates if updates else self.seconds / (60 * minutes)
+
     def update(self, stream: "_Stream", batch: int, share: float) -> float:
         """One update, `share` of the way; returns bits per code."""
         began = time.monotonic()
@@ -111,6 +116,9 @@ class _Learner:
         depths, is_told = draw_depths(norms, self.net.config, self.random)
         bits = _update(self.net, self.optimizer, places.to(self.device), depths.to(self.device),
                        is_told.to(self.device), self.random)
+        if not math.isfinite(bits):
+            raise NacError("the entropy model's loss is not finite: --resume goes on from its last checkpoint; if it "
+                           "comes again, try half the learning rate")
         self.updates += 1
         self.seconds += time.monotonic() - began
         return bits

@@ -3,9 +3,7 @@ import contextlib
 import copy
 import json
 import math
-import signal
 import sys
-import threading
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +21,7 @@ from audiocodec.training.config import STAGES, TrainConfig
 from audiocodec.training.data import Crops, loader
 from audiocodec.training.distributed import Team
 from audiocodec.training.generator import Generator, linear_start
+from audiocodec.training.console import BAR, Interrupt
 from audiocodec.training.losses import (
     Balancer, Discriminator, LoudnessDistance, SpectrumDistance, StructureDistance, adversarial_loss, critic_loss,
     waveform_distance)
@@ -90,6 +89,7 @@ class Trainer:
         self.team.share(*self.generator.state_dict().values())
         self.books.restart()
         self.average.load_state_dict(self.generator.state_dict())
+        self.save()                          # so that a run that is killed early can be resumed
 
     def _samples(self, number: int, count: int) -> Tensor:
         """So many crops (count, N), from batches that training does not use."""
@@ -121,7 +121,7 @@ class Trainer:
         """Train until the last stage ends. Ctrl-C saves before it passes on."""
         batches = loader(self.crops, self.config.batch, self.total_updates * self.team.size + self.team.rank,
                          self.team.size, self.config.workers, pin=self.team.device == "cuda")
-        with contextlib.closing(batches) as self.batches, _Interrupt() as self.interrupt:
+        with contextlib.closing(batches) as self.batches, Interrupt() as self.interrupt:
             self.board = report.open_board(self.run, self.total_updates) if self.team.leads else None
             for stage in CODEC_STAGES[CODEC_STAGES.index(self.stage):]:
                 if stage != self.stage:
@@ -151,8 +151,7 @@ class Trainer:
     def _fit_stage(self) -> None:
         saved, recent = time.monotonic(), []
         with tqdm(total=1000, initial=round(1000 * self.progress()), desc=self.stage,
-                  disable=None if self.team.leads else True,
-                  bar_format="{desc}: {percentage:3.0f}% |{bar}| {remaining} left{postfix}") as bar:
+                  disable=None if self.team.leads else True, bar_format=BAR) as bar:
             while self.progress() < 1:
                 began = time.monotonic()
                 recent.append(self.update())
@@ -257,7 +256,8 @@ class Trainer:
         if self.team.leads:
             rate = self.config.learning_rate[self.stage] * self._rate()
             self._write({"rate": rate, "waiting": round(waiting, 4), **{k: round(v, 5) for k, v in means.items()}})
-            self.board.scalars({f"train/{name}": value for name, value in means.items()}, self.total_updates)
+            shown = means | {"learning rate": rate, "waiting": waiting}
+            self.board.scalars({f"train/{name}": value for name, value in shown.items()}, self.total_updates)
         return f", loudness distance {means['loudness']:.3f}, {waiting:.0%} waiting for data"
 
     def _write(self, facts: dict) -> None:
@@ -271,6 +271,7 @@ class Trainer:
         self._write({"stage": STAGES[-1], "updates": updates, "total": self.total_updates + updates,
                      "seconds": round(seconds, 1), "hours": round((self.total_seconds + seconds) / 3600, 5),
                      "bits": round(bits, 4)})
+        self.board.scalars({"train/bits": bits}, self.total_updates + updates)
 
     def _validate(self) -> None:
         """Score the averaged codec on the validation clips; keep the best one."""
@@ -279,6 +280,8 @@ class Trainer:
         codes = encode(self.average, self.clips)
         scores = validate(self.average, self.clips, codes=codes)
         self._write({"valid": scores})
+        if not sys.stderr.isatty():              # where there is no progress bar
+            print(f"{self.stage}: {self.updates:,} updates, score {scores['score']:.4f}", file=sys.stderr, flush=True)
         is_first = not self.best or self.best["stage"] != self.stage
         if math.isfinite(scores["score"]) and (is_first or scores["score"] < self.best["score"]):
             self.best = {"score": scores["score"], "stage": self.stage, "total": self.total_updates,
@@ -294,7 +297,8 @@ class Trainer:
         """Write RUN/last.pt: everything a resumed run needs. Raises NacError for weights that are not finite."""
         if self.team.leads:
             if not all(p.isfinite().all() for p in self.generator.parameters()):
-                raise NacError(f"{self.run}: weights not finite; --resume goes on from the last good checkpoint")
+                raise NacError(f"{self.run}: weights not finite; --resume goes on from the last good checkpoint; if it "
+                               "comes again, try half the learning rate")
             places = {name: getattr(self, name) for name in (
                 "stage", "updates", "seconds", "total_updates", "total_seconds", "settled", "lengths",
                 "count_updates", "borrowed")}
@@ -326,31 +330,3 @@ class Trainer:
             getattr(self, name).load_state_dict(state[name])
         self.books.counts.copy_(state["counts"])
         self.books.sums.copy_(state["sums"])
-
-
-class _Interrupt:
-    """Puts Ctrl-C and SIGTERM off until an update is done and saved; a second one does not wait."""
-
-    def __init__(self):
-        self.wanted = 0              # the number of the signal that came
-
-    def __enter__(self) -> "_Interrupt":
-        is_main = threading.current_thread() is threading.main_thread()
-        self._usual = {number: signal.signal(number, self._note)
-                       for number in (signal.SIGINT, signal.SIGTERM) if is_main}
-        return self
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self._usual.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _frame) -> None:
-        if self.wanted:
-            self.obey()
-        self.wanted = number
-
-    def obey(self) -> None:
-        """End the program as the signal would have."""
-        if self.wanted == signal.SIGTERM:
-            sys.exit(128 + signal.SIGTERM)
-        raise KeyboardInterrupt

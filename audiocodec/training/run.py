@@ -40,6 +40,8 @@ class Plan:
     def lengths(self, share: dict[str, float]) -> dict[str, float]:
         """Each stage's minutes or updates; 0 for those left out."""
         total = sum(share[stage] for stage in self.stages)
+        if not total:
+            raise NacError(f"--stages {','.join(self.stages)}: [share] leaves them no time")
         length = self.updates if self.updates else self.minutes
         lengths = {stage: length * share[stage] / total if stage in self.stages else 0.0 for stage in STAGES}
         return {stage: round(n) for stage, n in lengths.items()} if self.updates else lengths
@@ -78,9 +80,9 @@ def train(material: Material, run: Path, config: TrainConfig, plan: Plan | None,
         if resume:
             trainer.resume(keep_lengths=plan is None)
         elif begun:
-            trainer.start_from(begun.codec(), begun.config["codec"])
             if team.leads:
                 shutil.copyfile(begun.path, run / _BEGUN)
+            trainer.start_from(begun.codec(), begun.config["codec"])
         else:
             trainer.start()
         trainer.fit()
@@ -102,8 +104,8 @@ def _data(material: Material, run: Path, config: TrainConfig, team: Team) -> tup
     rate = config.model.sample_rate
     for turn in (True, False):
         if team.leads == turn:
-            sources = [open_source(path, run, rate) for path in material.sources]
-            valid = [open_source(path, run, rate) for path in material.valid]
+            sources, valid = ([open_source(path, run, rate, quietly=not team.leads) for path in paths]
+                              for paths in (material.sources, material.valid))
         team.wait()
     if not valid:
         sources, valid = zip(*(source.split() for source in sources))

@@ -90,12 +90,14 @@ class _Mapped:
         return np.memmap(self.path, self.dtype, "r", self.offset, self.shape)
 
 
-def open_source(path: Path, cache: Path, sample_rate: int) -> Source:
+def open_source(path: Path, cache: Path, sample_rate: int, quietly: bool = False) -> Source:
     """Open a folder, an audio file or a shard (.npy, at `sample_rate`); indexes go to the folder `cache`.
+
+    quietly: say nothing of what was found.
 
     Raises AudioError where there is no audio, NacError where the index cannot be written.
     """
-    return Shard.open(path, sample_rate) if path.suffix == ".npy" else Index.open(path, cache)
+    return Shard.open(path, sample_rate) if path.suffix == ".npy" else Index.open(path, cache, quietly)
 
 
 class Shard(Source):
@@ -139,7 +141,7 @@ class Index(Source):
         self._folder = _folder(path)
 
     @classmethod
-    def open(cls, path: Path, cache: Path) -> "Index":
+    def open(cls, path: Path, cache: Path, quietly: bool = False) -> "Index":
         """The index of `path` from the folder `cache`, made first unless it is there and no file has changed.
 
         Broken and silent files are left out, counted, and the first of them told. Raises AudioError without audio.
@@ -155,7 +157,8 @@ class Index(Source):
                     np.save(output, array)
             arrays = _load_arrays(file)
         index = cls(path, *arrays[1:])
-        _tell(index.summary())
+        if not quietly:
+            _tell(index.summary())
         return index
 
     def summary(self) -> str:
