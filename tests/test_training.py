@@ -35,7 +35,7 @@ from audiocodec.training.validation import validate
 TINY = dataclasses.replace(
     configs.load("tiny"), batch=2, crop=6400, start_crops=40, refit_crops=80, validate_updates=100,
     model=ModelConfig(latent_dim=32, encoder_width=32, encoder_blocks=1, decoder_width=32, decoder_blocks=1,
-                      num_books=4, book_size=64))
+                      num_books=4, book_size=64, coarse_books=2, coarse_dim=16))
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +207,8 @@ def test_training_goes_through_its_stages_and_its_loss_falls(source, tmp_path):
     assert stages == list(loop.CODEC_STAGES)
     scores = [line["valid"]["score"] for line in lines if "valid" in line]
     assert len(scores) == 3 and max(scores) < before
+    assert trainer.average.quantizer.codebooks[2:, :, 16:].any()
+    assert not trainer.average.quantizer.codebooks[:2, :, 16:].any()         # which coarse books leave alone
     assert "critic" in lines[2] and "critic" not in lines[0]
     assert validate(trainer.average, trainer.clips)["score"] == pytest.approx(scores[-1])
 
