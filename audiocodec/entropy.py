@@ -36,6 +36,10 @@ ATTENTION_SCALE = 1 / 8        # of products of queries and keys
 ATTENTION_STEPS = 16           # of the attention table, to a nat
 SCORE_STEPS = 32               # of the count table, to a nat
 
+MAX_INNER = 768                # numbers in a sum that is exact: more might pass 2**24
+MAX_WINDOW = 256
+MAX_LAYERS = 8
+
 _BLOCK = 64                    # frames that attention looks at together when all codes are known
 _TOGETHER = 8                  # sequences whose tables are in memory at once
 _FEW_ROWS = 64                 # up to so many, gathering each one's matrix is quicker than grouping them
@@ -429,7 +433,8 @@ def _with_bias(tensors: dict[str, np.ndarray], name: str, one: bool = False) -> 
 def _check(config: EntropyConfig, tensors: dict[str, np.ndarray]) -> None:
     """Raise ModelError unless tensors have the types, shapes and limits within which every step is exact."""
     inner = max(config.width + config.feed_forward, config.head_width, config.head_hidden)
-    if inner > 768 or config.width % config.heads or not 1 <= config.window <= 256 or config.layers > 8:
+    is_exact = inner <= MAX_INNER and 1 <= config.window <= MAX_WINDOW and config.layers <= MAX_LAYERS
+    if not is_exact or config.width % config.heads:
         raise ModelError("the entropy model's sizes are beyond what is exact")
     if not config.turns or min(config.turns) < 1:
         raise ModelError(f"the entropy model's turns are of {config.turns} books; expected one or more each")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from audiocodec import limits
 from audiocodec.audio import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE
-from audiocodec.entropy import BOOK_SIZE, EntropyConfig
+from audiocodec.entropy import BOOK_SIZE, MAX_INNER, MAX_LAYERS, MAX_WINDOW, EntropyConfig
 from audiocodec.errors import NacError
 from audiocodec.model import ModelConfig
 
@@ -22,14 +22,13 @@ _LIMITS = {             # other counts are 1 or more, other numbers 0 or more
     "model.companding": (0.1, 1),
     "model.num_books": (1, limits.MAX_BOOKS),
     "model.book_size": (BOOK_SIZE, BOOK_SIZE),
-    "entropy.layers": (1, 8),
-    "entropy.window": (1, 256),
+    "entropy.layers": (1, MAX_LAYERS),
+    "entropy.window": (1, MAX_WINDOW),
     "training.last_rate": (0, 1),
     "training.codebook_decay": (0, 1),
     "training.average_decay": (0, 1),
     **{name: (0, math.inf) for name in _OR_NONE},
 }
-_ENTROPY_INNER = 768    # the longest sum that the entropy model can make exactly
 
 
 @dataclass(frozen=True)
@@ -142,9 +141,9 @@ def _problems(config: TrainConfig) -> Iterator[str]:
         yield f"model.latent_dim = {model.latent_dim}; expected the hop, {model.hop}, or less"
     if entropy.width % entropy.heads:
         yield f"entropy.width = {entropy.width}; expected a multiple of the heads, {entropy.heads}"
-    if max(entropy.width + entropy.feed_forward, entropy.head_width, entropy.head_hidden) > _ENTROPY_INNER:
+    if max(entropy.width + entropy.feed_forward, entropy.head_width, entropy.head_hidden) > MAX_INNER:
         yield (f"[entropy] width + feed_forward = {entropy.width + entropy.feed_forward}, head_width = "
-               f"{entropy.head_width}, head_hidden = {entropy.head_hidden}; expected {_ENTROPY_INNER} or less")
+               f"{entropy.head_width}, head_hidden = {entropy.head_hidden}; expected {MAX_INNER} or less")
     if not sum(config.share.values()) > 0:
         yield "[share] leaves no stage any time"
     if not sum(config.losses[name] for name in config.losses if name != "adversarial") > 0:
