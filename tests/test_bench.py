@@ -176,7 +176,8 @@ def test_command(monkeypatch, tmp_path):
             (3, False, 1), (3, True, 1)]
     assert [(row["codebooks"], round(row["delay_ms"], 1)) for row in found["streaming"]] == [(4, 26.7)]
     row = found["streaming"][0]
-    assert 0 < row["median_ms"] <= row["p95_ms"] <= row["p99_ms"] <= row["worst_ms"] and 2 < row["packet_kbps"] < 6
+    assert 0 < row["median_ms"] <= row["p95_ms"] <= row["p99_ms"] <= row["worst_ms"]
+    assert 2 < row["packet_kbps"] < 9      # 3 as they are; no audio that the model has learnt to predict
     assert [row["command"] for row in found["commands"]][:3] == ["nac --version", "nac --help", "nac encode, 1 s"]
     assert [row["first_sample"] for row in found["commands"]] == 6 * [None] + 2 * [0.125]
     text = bench_report.markdown(found)
