@@ -21,6 +21,7 @@ _FILE_OVERHEAD, _SEGMENT_OVERHEAD = 48, 10     # bytes besides payloads, roughly
 _WORTH = 2.5                         # times the books that fit without entropy coding: what may be worth computing,
 _LIKELY = 1.6                        # and what most frames have to do with
 
+
 Progress = Callable[[float, float], None]     # seconds done, seconds in all
 
 
@@ -66,16 +67,18 @@ class Wish:
         """Books per channel that are worth computing: a frame may use twice as many as the mean, and bits are saved."""
         if self.codebooks is None:
             most = min(codec.config.num_books, MAX_DEPTH) if self.is_varied else codec.config.num_books
-            return min(most, math.ceil(_WORTH * self.kbps * 1000 / codec.config.bits_per_book))
+            return min(most, self._fitting(codec, _WORTH))
         codec.check_books(self.codebooks)
         return self.codebooks
 
     def likely_books(self, codec: Codec) -> int:
         """Those of them that most frames will use."""
         most = self.most_books(codec)
-        if self.codebooks is not None:
-            return most
-        return min(most, math.ceil(_LIKELY * self.kbps * 1000 / codec.config.bits_per_book))
+        return most if self.codebooks is not None else min(most, self._fitting(codec, _LIKELY))
+
+    def _fitting(self, codec: Codec, times: float) -> int:
+        """So many times the books that fit below the ceiling without entropy coding."""
+        return math.ceil(times * self.kbps * 1000 / codec.config.bits_per_book)
 
 
 def check_kbps(kbps: float | None) -> None:

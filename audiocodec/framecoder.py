@@ -7,7 +7,7 @@ from audiocodec.entropy import ABSENT, MAX_FRAMES, MEMBERS, UNTOLD, EntropyModel
 from audiocodec.errors import FormatError
 from audiocodec.packets import Packet
 from audiocodec.rangecoder import (
-    CODE_BITS, Categorical, Frames, PackedCoder, RangeDecoder, RangeEncoder, Shape, shortest, words)
+    BY_COUNTS, CODE_BITS, Frames, PackedCoder, RangeDecoder, RangeEncoder, Shape, shortest, words)
 
 
 class PackedFrames:
@@ -57,7 +57,7 @@ class PredictedFrames:
 
         def take(counts: np.ndarray) -> np.ndarray:
             taken = next(symbols)
-            encoder.encode(taken, Categorical(perfect=False), counts)
+            encoder.encode(taken, BY_COUNTS, counts)
             return taken
 
         self._walk(books, num_frames, take)
@@ -72,7 +72,7 @@ class PredictedFrames:
         decoder = RangeDecoder(words(packet.payload))
         try:
             places = self._walk(packet.books, packet.num_frames,
-                                lambda counts: decoder.decode(Categorical(perfect=False), counts))
+                                lambda counts: decoder.decode(BY_COUNTS, counts))
         except AssertionError as error:          # constriction's answer to words that no encoder writes
             raise FormatError(f"a damaged payload ({error})") from None
         return [channel[:count] for channel, count in zip(self._model.codes(places), packet.books)]

@@ -16,8 +16,7 @@ Categorical = constriction.stream.model.Categorical
 RangeDecoder = constriction.stream.queue.RangeDecoder
 RangeEncoder = constriction.stream.queue.RangeEncoder
 
-_ANY = Categorical(perfect=False)     # whose counts come with the symbols
-
+BY_COUNTS = Categorical(perfect=False)     # whose counts come with each call
 CODE_BITS = 10
 DEPTH_BITS = 5
 _STATE_BITS = 64               # of constriction's coder, whose words have 32
@@ -99,7 +98,7 @@ class RangeCoder:
         payloads = []
         for tables, symbols in self.model.tables(*_together(group), is_told):
             encoder = RangeEncoder()
-            encoder.encode(symbols, Categorical(perfect=False), tables)
+            encoder.encode(symbols, BY_COUNTS, tables)
             payloads.append(shortest(encoder))
         return payloads
 
@@ -208,7 +207,7 @@ def _next(decoders: list[RangeDecoder], counts: np.ndarray, sizes: np.ndarray) -
                               for decoder, row in zip(decoders, counts[0])]])
         found = np.zeros(counts.shape[:2], np.int64)
         for symbols, decoder, rows, size in zip(found.T, decoders, counts.swapaxes(0, 1).copy(), sizes.tolist()):
-            symbols[:size] = decoder.decode(_ANY, rows[:size])
+            symbols[:size] = decoder.decode(BY_COUNTS, rows[:size])
         return found
     except AssertionError as error:            # constriction's answer to words that no encoder writes
         raise FormatError(f"a damaged payload ({error})") from None

@@ -12,7 +12,7 @@ from safetensors.numpy import save as to_bytes
 from audiocodec.errors import ModelError
 
 IDENTITY_SIZE = 6
-_STEPS = "codec.quantizer.steps"        # (K, V), what 1 in an entry of a codebook means
+_BOOKS, _STEPS = "quantizer.codebooks", "quantizer.steps"    # (K, V, D); (K, V), what 1 in an entry means in a file
 _PACKAGE = Path(__file__).parent
 _FOLDERS = (_PACKAGE / "models", _PACKAGE.parent / "weights")    # in an installed package, in a checkout
 
@@ -34,11 +34,9 @@ class Weights:
     def codec(self) -> dict[str, np.ndarray]:
         """The tensors of the codec as its networks and quantizer have them, float32."""
         tensors = self.part("codec")
-        steps = tensors.pop(_STEPS.removeprefix("codec."), None)
-        state = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
-        if steps is not None:            # else a file of before books had any
-            state["quantizer.codebooks"] *= steps.astype(np.float32)[..., None]
-        return state
+        if _STEPS in tensors:            # else a file of before books had any
+            tensors[_BOOKS] = _scaled(tensors[_BOOKS], tensors.pop(_STEPS))
+        return {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
 
 
 def released() -> list[Path]:
@@ -88,17 +86,26 @@ def codec_tensors(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
     The error is some 45 dB under an entry, and far under what even the last book leaves.
     """
-    books = state["quantizer.codebooks"]
-    steps = (np.abs(books).max(-1) / 127).astype(np.float16)
-    whole = np.rint(books / np.maximum(steps, np.float16(6e-8)).astype(np.float32)[..., None]).clip(-127, 127)
-    tensors = {f"codec.{name}": tensor.astype(np.float16) for name, tensor in state.items()}
-    return tensors | {"codec.quantizer.codebooks": whole.astype(np.int8), _STEPS: steps}
+    whole, steps = _in_steps(state[_BOOKS])
+    tensors = {name: tensor.astype(np.float16) for name, tensor in state.items()} | {_BOOKS: whole, _STEPS: steps}
+    return {f"codec.{name}": tensor for name, tensor in tensors.items()}
 
 
 def rounded_books(books: np.ndarray) -> np.ndarray:
     """Codebooks (K, V, D) as they come back from a file."""
-    tensors = codec_tensors({"quantizer.codebooks": books})
-    return tensors["codec.quantizer.codebooks"] * tensors[_STEPS].astype(np.float32)[..., None]
+    return _scaled(*_in_steps(books))
+
+
+def _in_steps(books: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Codebooks (K, V, D) -> int8 (K, V, D), and the float16 steps (K, V) that they count."""
+    steps = (np.abs(books).max(-1) / 127).astype(np.float16)
+    whole = np.rint(books / np.maximum(steps, np.float16(6e-8)).astype(np.float32)[..., None])
+    return whole.clip(-127, 127).astype(np.int8), steps
+
+
+def _scaled(whole: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """The inverse, float32."""
+    return whole * steps.astype(np.float32)[..., None]
 
 
 def pack(config: dict, tensors: dict[str, np.ndarray]) -> bytes:

@@ -3,7 +3,7 @@ import difflib
 import math
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from audiocodec import limits
@@ -120,13 +120,17 @@ def _are_counts(values: list) -> bool:
 def _config(tables: dict, path: Path) -> TrainConfig:
     training = tables.pop("training")
     model = ModelConfig(**tables.pop("model"))
-    sizes = tables.pop("entropy")
-    for name in ("detailed_books", "context_books"):            # a model of few books need not say this, too
-        sizes[name] = min(sizes[name], model.num_books)
-    config = TrainConfig(model=model, entropy=EntropyConfig(num_books=model.num_books, **sizes), **tables, **training)
+    entropy = fitted(EntropyConfig(**tables.pop("entropy")), model.num_books)
+    config = TrainConfig(model=model, entropy=entropy, **tables, **training)
     for problem in _problems(config):
         raise NacError(f"{path}: {problem}")
     return config
+
+
+def fitted(entropy: EntropyConfig, num_books: int) -> EntropyConfig:
+    """The same for so many books: a model of few books need not say that it has few of any kind."""
+    return replace(entropy, num_books=num_books, detailed_books=min(num_books, entropy.detailed_books),
+                   context_books=min(num_books, entropy.context_books))
 
 
 def _problems(config: TrainConfig) -> Iterator[str]:

@@ -5,6 +5,7 @@ import threading
 import time
 
 BAR = "{desc}: {percentage:3.0f}% |{bar}| {remaining} left{postfix}"
+NOT_FINITE = "--resume goes on from the last good checkpoint; if it comes again, try half the learning rate"
 _SAME_SECONDS = 1.0
 
 

@@ -25,7 +25,7 @@ from audiocodec.entropy import (
     RESIDUAL_BITS, SCORE_STEPS, UNTOLD, WEIGHT_BITS, EntropyConfig, EntropyModel)
 from audiocodec.errors import NacError
 from audiocodec.training.checkpoint import save
-from audiocodec.training.console import BAR, Interrupt
+from audiocodec.training.console import BAR, NOT_FINITE, Interrupt
 
 _ACTIVATION = 1 << ACTIVATION_BITS
 _WEIGHT = 1 << WEIGHT_BITS
@@ -117,8 +117,7 @@ class _Learner:
         bits = _update(self.net, self.optimizer, places.to(self.device), depths.to(self.device),
                        is_told.to(self.device), self.random)
         if not math.isfinite(bits):
-            raise NacError("the entropy model's loss is not finite: --resume goes on from its last checkpoint; if it "
-                           "comes again, try half the learning rate")
+            raise NacError(f"the entropy model's loss is not finite: {NOT_FINITE}")
         self.updates += 1
         self.seconds += time.monotonic() - began
         return bits

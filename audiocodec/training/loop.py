@@ -18,10 +18,10 @@ from audiocodec.errors import NacError
 from audiocodec.training import checkpoint, report
 from audiocodec.training.codebooks import CodebookTrainer, refit
 from audiocodec.training.config import STAGES, TrainConfig
+from audiocodec.training.console import BAR, NOT_FINITE, Interrupt
 from audiocodec.training.data import Crops, loader
 from audiocodec.training.distributed import Team
 from audiocodec.training.generator import Generator, linear_start
-from audiocodec.training.console import BAR, Interrupt
 from audiocodec.training.losses import (
     Balancer, Discriminator, LoudnessDistance, SpectrumDistance, StructureDistance, adversarial_loss, critic_loss,
     waveform_distance)
@@ -297,8 +297,7 @@ class Trainer:
         """Write RUN/last.pt: everything a resumed run needs. Raises NacError for weights that are not finite."""
         if self.team.leads:
             if not all(p.isfinite().all() for p in self.generator.parameters()):
-                raise NacError(f"{self.run}: weights not finite; --resume goes on from the last good checkpoint; if it "
-                               "comes again, try half the learning rate")
+                raise NacError(f"{self.run}: weights not finite; {NOT_FINITE}")
             places = {name: getattr(self, name) for name in (
                 "stage", "updates", "seconds", "total_updates", "total_seconds", "settled", "lengths",
                 "count_updates", "borrowed")}

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audiocodec.errors import NacError
+from audiocodec.training.console import NOT_FINITE
 from audiocodec.training.distributed import Team
 
 _SILENCE = 1e-3              # mean magnitude under which a relative error stops growing
@@ -224,8 +225,7 @@ class Balancer:
         mixed = torch.zeros_like(output)
         for (name, gradient), norm in zip(gradients.items(), (norms / self.team.size).tolist()):
             if not math.isfinite(norm):
-                raise NacError(f"the gradient of the {name} loss is not finite: --resume goes on from the last good "
-                               "checkpoint; if it comes again, try half the learning rate")
+                raise NacError(f"the gradient of the {name} loss is not finite: {NOT_FINITE}")
             self.norms[name] = self.decay * self.norms.get(name, norm) + (1 - self.decay) * norm
             mixed += gradient * (self.weights[name] / total / max(self.norms[name], 1e-12))
         return mixed

@@ -15,7 +15,7 @@ from audiocodec.entropy import MAX_FRAMES, EntropyConfig
 from audiocodec.errors import NacError
 from audiocodec.model import ModelConfig
 from audiocodec.training import distributed, report
-from audiocodec.training.config import STAGES, TrainConfig
+from audiocodec.training.config import STAGES, TrainConfig, fitted
 from audiocodec.training.data import Crops, clips
 from audiocodec.training.distributed import Team
 from audiocodec.training.entropy import train_entropy
@@ -93,10 +93,7 @@ def train(material: Material, run: Path, config: TrainConfig, plan: Plan | None,
 
 def _with_model(config: TrainConfig, model: dict) -> TrainConfig:
     """A configuration for networks that are as the weights to begin from say."""
-    books = model["num_books"]
-    entropy = replace(config.entropy, num_books=books, detailed_books=min(books, config.entropy.detailed_books),
-                      context_books=min(books, config.entropy.context_books))
-    return replace(config, model=ModelConfig(**model), entropy=entropy)
+    return replace(config, model=ModelConfig(**model), entropy=fitted(config.entropy, model["num_books"]))
 
 
 def _data(material: Material, run: Path, config: TrainConfig, team: Team) -> tuple[Crops, np.ndarray]:
