@@ -17,6 +17,9 @@ import click
 from audiocodec import __version__, batch, limits, options, seek
 from audiocodec.errors import NacError
 
+# numpy's products here are small: its own threads only get in the way of ours, and of torch's.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 DEFAULT_MODEL = "nac-24k"    # as in tokens.py, which would load torch; a test ties them together
 KBPS = click.FloatRange(limits.MIN_KBPS, limits.MAX_KBPS)
 CODEBOOKS = click.IntRange(1, limits.MAX_BOOKS)
@@ -437,8 +440,7 @@ def evaluate(folder, kbps, codebooks, peers, model, kinds, clips, names, out, jo
 def bench(model, device, threads, lengths, kbps, repeats, source, compare, plot, as_json):
     """Time encoding, decoding, streaming and start-up on this machine."""
     if threads:
-        names = "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"     # read as numpy and torch load
-        os.environ.update({name: str(threads) for name in names})
+        os.environ.update(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))     # read as torch loads
     from audiocodec import bench as timing
     from audiocodec import bench_report
 

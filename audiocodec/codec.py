@@ -69,7 +69,7 @@ def encode_file(source: Path, target: Path, *, kbps: float | None = DEFAULT_KBPS
         return encoding.encode(loading.load(model, device), blocks, layout, file, wish,
                                lambda share: progress(share * total, total) if progress else None,
                                live or pcm.is_pipe(target),
-                               encoding.LIVE_SEGMENT_FRAMES if live else encoding.SEGMENT_FRAMES)
+                               encoding.LIVE_SEGMENT_FRAMES if live else None)
 
 
 # .nac -> audio

@@ -16,10 +16,11 @@ from audiocodec.stereo import to_mid_side
 from audiocodec.tokens import Codec, StreamEncoder
 
 SEGMENT_FRAMES = MAX_FRAMES          # what the entropy model takes at once
+_SHORT_SEGMENT_FRAMES = MAX_FRAMES // 2     # of a recording whose segments are all decoded side by side
 LIVE_SEGMENT_FRAMES = 16             # the fewest that the format has
 _FILE_OVERHEAD, _SEGMENT_OVERHEAD = 48, 10     # bytes besides payloads, roughly
 _WORTH = 2.5                         # times the books that fit without entropy coding: what may be worth computing,
-_LIKELY = 1.6                        # and what most frames have to do with
+_LIKELY = 1.1                        # and what most frames have to do with
 
 
 Progress = Callable[[float, float], None]     # seconds done, seconds in all
@@ -94,8 +95,12 @@ def to_bandwidth(kbps: float) -> int:
 
 def encode(codec: Codec, blocks: Iterable[np.ndarray], source: Source, file, wish: Wish,
            progress: Callable[[float], None], is_live: bool = False,
-           segment_frames: int = SEGMENT_FRAMES) -> EncodeResult:
-    """Write one file. With a count of books, or live, segments are written one by one; else the whole decides."""
+           segment_frames: int | None = None) -> EncodeResult:
+    """Write one file. With a count of books, or live, segments are written one by one; else the whole decides.
+
+    segment_frames: frames of a segment; None for what suits the length.
+    """
+    segment_frames = segment_frames or _suitable_frames(codec, source)
     analysis = _Segments(codec, blocks, source, wish, segment_frames, progress)
     header = make_header(codec, source, wish, segment_frames)
     if wish.codebooks is None and not (is_live and wish.is_varied):
@@ -110,6 +115,15 @@ def encode(codec: Codec, blocks: Iterable[np.ndarray], source: Source, file, wis
         size = _write(file, header, source.tags, segments.pack(analysis), analysis)
         books = segments.count.mean
     return EncodeResult(size, analysis.num_samples / source.sample_rate, books)
+
+
+def _suitable_frames(codec: Codec, source: Source) -> int:
+    """The frames of a segment: decoding takes a step for each, so short recordings get more and shorter segments."""
+    if source.num_samples is None:
+        return SEGMENT_FRAMES
+    frames = source.num_samples * codec.config.sample_rate / source.sample_rate / codec.config.hop
+    is_short = source.channels * frames <= payloads.MOST * _SHORT_SEGMENT_FRAMES
+    return _SHORT_SEGMENT_FRAMES if is_short else SEGMENT_FRAMES
 
 
 def make_header(codec: Codec, source: Source, wish: Wish, segment_frames: int) -> container.Header:

@@ -188,36 +188,40 @@ class EntropyModel:
         sequences, books, frames = codes.shape
         is_coded = np.array(self._order(books), np.int64) < depths[..., None]
         is_coded = np.concatenate([(is_told[:, None] & (depths >= 0))[..., None], is_coded], 2)     # (S, T, 1 + 2 K)
-        symbols = np.empty(is_coded.shape, np.int32)
-        tables = np.empty((*is_coded.shape, CLASSES))
-        for at, (counted, chosen) in enumerate(self._walk(codes, depths, is_told)):
-            tables[:, :, at] = counted.reshape(sequences, frames, CLASSES)
-            symbols[:, :, at] = chosen
-        return [(rows[coded], taken[coded]) for rows, taken, coded in zip(tables, symbols, is_coded)]
+        places = np.cumsum(is_coded).reshape(-1, is_coded.shape[2]) - 1                             # (S T, 1 + 2 K)
+        total = is_coded.sum()
+        tables, symbols = np.empty((total, CLASSES)), np.empty(total, np.int32)
+        for at, rows, counted, chosen in self._walk(codes, depths, is_told):
+            tables[places[rows, at]], symbols[places[rows, at]] = counted, chosen
+        ends = np.cumsum(is_coded.sum((1, 2)))[:-1]
+        return list(zip(np.split(tables, ends), np.split(symbols, ends)))
 
     def cost(self, codes: np.ndarray) -> np.ndarray:
         """Estimate the bits of sequences' codes (S, K, T) where all frames have K books: float64 (S, K).
 
         The first n books of a sequence take the sum of the first n, whatever K is, if n is `context_books` or more.
         """
-        bits = np.zeros(codes.shape[:2])
-        order = [0, *self._order(codes.shape[1])]
-        for i in range(0, len(codes), _TOGETHER):
+        sequences, books, frames = codes.shape
+        bits = np.zeros((sequences * frames, books))
+        order = [0, *self._order(books)]
+        for i in range(0, sequences, _TOGETHER):
             group = codes[i:i + _TOGETHER]
-            depths = np.full((len(group), codes.shape[2]), codes.shape[1])
-            for at, (counted, chosen) in enumerate(self._walk(group, depths, np.zeros(len(group), bool))):
-                if at:
-                    found = np.take_along_axis(counted, chosen.reshape(-1, 1), 1).reshape(chosen.shape)
-                    bits[i:i + _TOGETHER, order[at]] += np.log2(TOTAL / (found + 1)).sum(1)
-        return bits
+            depths = np.full((len(group), frames), books)
+            for at, rows, counted, chosen in self._walk(group, depths, np.zeros(len(group), bool)):
+                found = np.take_along_axis(counted, chosen[:, None], 1)[:, 0]
+                bits[i * frames + rows, order[at]] += np.log2(TOTAL / (found + 1))
+        return bits.reshape(sequences, frames, books).sum(1)
 
     def _order(self, num_books: int) -> list[int]:
         """The books whose classes and members come one after another in a frame."""
         return [book for turn in self.config.books(num_books) for book in [*turn, *turn]]
 
     def _walk(self, codes: np.ndarray, depths: np.ndarray,
-              is_told: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """For depths, and then in the order of coding: counts (S T, 32), and what was taken (S, T)."""
+              is_told: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
+        """For depths, and then for the classes and the members of each book: its place in the order of coding.
+
+        With it the frames that have it (n,), of S T, their counts (n, 32), and what was taken (n,).
+        """
         places = self.places(codes)
         told = np.where(is_told[:, None] & (depths >= 0), depths, UNTOLD)
         last, last_told = np.full_like(places, ABSENT), np.full_like(told, UNTOLD)
@@ -228,17 +232,23 @@ class EntropyModel:
         for first in range(0, codes.shape[2], _BLOCK):
             block = slice(first, first + _BLOCK)
             sums[:, block] = self.contexts(state, last[:, :, block], last_told[:, block])
-        sums = sums.reshape(-1, sums.shape[2])
-        yield self.depth_counts(sums, last_told.ravel()), depths.clip(0, DEPTHS - 1)
-        self.add_depth(sums, told.ravel())
-        by_book, last = (np.ascontiguousarray(found.swapaxes(0, 1)) for found in (places, last))     # (K, S, T)
+        sums, told, depths = sums.reshape(-1, sums.shape[2]), told.ravel(), depths.ravel()
+        rows = np.flatnonzero(told != UNTOLD)
+        yield 0, rows, self.depth_counts(sums[rows], last_told.ravel()[rows]), told[rows]
+        self.add_depth(sums, told)
+        by_book, last = (np.ascontiguousarray(found.swapaxes(0, 1)).reshape(codes.shape[1], len(sums))
+                         for found in (places, last))                                               # (K, S T)
         for turn in self.config.books(codes.shape[1]):
-            here = by_book[turn.start:turn.stop]
-            hidden = self.hidden(turn, sums, last[turn.start:turn.stop].reshape(len(turn), -1))
-            classes, members = np.divmod(here, MEMBERS)
-            yield from zip(self.class_counts(turn, hidden), classes)
-            yield from zip(self.member_counts(turn, hidden, classes.reshape(len(turn), -1)), members)
-            self.add(turn, sums, here.reshape(len(turn), -1))
+            used = [np.flatnonzero(depths > book) for book in turn]
+            for i, (book, rows) in enumerate(zip(turn, used)):
+                alone, at = range(book, book + 1), 1 + 2 * turn.start + i
+                hidden = self.hidden(alone, sums[rows], last[book, rows][None])
+                classes, members = np.divmod(by_book[book, rows], MEMBERS)
+                yield at, rows, self.class_counts(alone, hidden)[0], classes
+                yield at + len(turn), rows, self.member_counts(alone, hidden, classes[None])[0], members
+            for book, rows in zip(turn, used):
+                if book in self._detailed(turn):
+                    sums[rows] += self._here[book].take(by_book[book, rows], 0)
 
     def start(self, sequences: int) -> State:
         """The state before the first frame of so many sequences."""

@@ -92,21 +92,22 @@ class Fitter:
     def _write_priced(self, file) -> Fitted:
         """At one price of books for all frames, nearly.
 
-        Segments are coded once, in batches: what a batch takes more or less than was estimated, those after it make
-        up for. Only the last ones are coded again until the file fits.
+        Segments are coded once, in two batches or more: what a batch takes more or less than was estimated, those
+        after it make up for. Only the last ones are coded again until the file fits.
         """
         pricing = Pricing(self.codec.codebooks, self.segments)
         writer = self._writer(file, min(self.header.codebooks, MAX_DEPTH))
         count = Count(self.header.channels)
-        last = (len(self.segments) - 1) // payloads.BATCH * payloads.BATCH
-        for at in range(0, last, payloads.BATCH):
+        size = min(payloads.BATCH, -(-len(self.segments) // 2))
+        last = (len(self.segments) - 1) // size * size
+        for at in range(0, last, size):
             price = pricing.find(at, 8 * (self.budget - writer.size - self._overhead(at)))
-            made, depths = self._priced(pricing, slice(at, at + payloads.BATCH), price)
-            pricing.learn(price, at, at + payloads.BATCH, _payload_bits(made))
+            made, depths = self._priced(pricing, slice(at, at + size), price)
+            pricing.learn(price, at, at + size, _payload_bits(made))
             for segment in made:
                 writer.write(segment)
             count.add(depths)
-            self.progress((at + payloads.BATCH) / len(self.segments))
+            self.progress((at + size) / len(self.segments))
 
         def code(price: float) -> tuple[tuple, int, float]:
             made, depths = self._priced(pricing, slice(last, None), price)

@@ -5,14 +5,13 @@ Each stage quantizes what the stages before it left over; a decoder may stop aft
 stays silent at every rate and no stage can make things worse.
 """
 import math
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from audiocodec.model import ModelConfig
+from audiocodec.threads import mapped
 
 _BEAM = 4                # partial codes that are followed at once, at most
 _SPARE = 2               # candidates beyond the beam, among which rounding may have erred
@@ -60,7 +59,7 @@ class ResidualQuantizer(nn.Module):
             return codes.reshape(batch, frames, num_books).transpose(1, 2)
         threads = 1 if rows.is_cuda else torch.get_num_threads()
         parts = rows.tensor_split(max(1, -(-len(rows) // (threads * _FRAMES)) * threads))     # equally many for each
-        codes = torch.cat(_mapped(lambda part: _search(part, plan), parts, threads))
+        codes = torch.cat(mapped(lambda part: _search(part, plan), parts, threads))
         return codes.reshape(batch, frames, num_books).transpose(1, 2)
 
     def decode(self, codes: Tensor) -> Tensor:
@@ -128,18 +127,10 @@ class _Book:
 Plan = list[tuple[_Book, int]]     # each book, and how many partial codes are followed up to it
 
 
-def _mapped(search: Callable[[Tensor], Tensor], parts: Sequence[Tensor], threads: int) -> list[Tensor]:
-    """Search parts side by side, each in one thread: by itself torch would share out little but the large products."""
-    if threads == 1:
-        return list(map(search, parts))
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        return list(pool.map(search, parts))
-
-
 def _beams(num_books: int, likely: int) -> list[int]:
     """How many partial codes to follow up to each book: fewer after those that are likely, one at the very end."""
-    half = (likely + num_books) // 2
-    return [_BEAM] * likely + [_BEAM // 2] * (half - likely) + [1] * (num_books - half)
+    some = (num_books - likely) * 3 // 4
+    return [_BEAM] * likely + [_BEAM // 2] * some + [1] * (num_books - likely - some)
 
 
 def _search(vectors: Tensor, plan: Plan) -> Tensor:

@@ -8,9 +8,11 @@ from typing import NamedTuple
 
 import constriction
 import numpy as np
+import torch
 
 from audiocodec.entropy import ABSENT, MAX_FRAMES, MEMBERS, UNTOLD, EntropyModel
 from audiocodec.errors import FormatError
+from audiocodec.threads import mapped
 
 Categorical = constriction.stream.model.Categorical
 RangeDecoder = constriction.stream.queue.RangeDecoder
@@ -76,8 +78,10 @@ class RangeCoder:
 
     def encode(self, sequences: Sequence[Frames]) -> list[bytes]:
         """Sequences of at most 512 frames -> payloads."""
-        groups = (sequences[i:i + _ENCODED_TOGETHER] for i in range(0, len(sequences), _ENCODED_TOGETHER))
-        return [payload for group in groups for payload in self._encode(group)]
+        threads = torch.get_num_threads()
+        size = max(1, min(_ENCODED_TOGETHER, -(-len(sequences) // threads)))
+        groups = [sequences[i:i + size] for i in range(0, len(sequences), size)]
+        return [payload for payloads in mapped(self._encode, groups, min(threads, len(groups))) for payload in payloads]
 
     def decode(self, payloads: Sequence[bytes], shapes: Sequence[Shape]) -> list[Frames]:
         """Payloads and their shapes -> sequences.
