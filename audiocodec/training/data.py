@@ -58,13 +58,27 @@ class Crops:
         draw = random.random()
         if draw < 0.01:
             return np.zeros(self.num_samples, np.float32)
+        if draw > 0.98:
+            return self._clipped(self._noise(random))
         crop = self._levelled(random)
-        if draw < 0.11:                                     # two sounds at once
+        if draw > 0.96:                                     # noise under a sound
+            crop = crop + self._noise(random) * np.float32(10 ** random.uniform(-1.5, 0))
+        elif draw < 0.11:                                     # two sounds at once
             crop = crop + self._levelled(random) * np.float32(10 ** random.uniform(-1, 0))
         elif draw < 0.14:                                   # sound out of digital silence, or into it
             at = random.integers(self.num_samples)
             crop[slice(at) if draw < 0.125 else slice(at, None)] = 0
+        return self._clipped(crop)
+
+    def _clipped(self, crop: np.ndarray) -> np.ndarray:
         return crop / max(1, np.abs(crop).max())
+
+    def _noise(self, random: np.random.Generator) -> np.ndarray:
+        """Noise from white to brown, as of wind, rain or tape, at a level of -24 +- 8 dB."""
+        crop = self._filtered(random.standard_normal(self.num_samples, np.float32), _colour(random))
+        if random.random() < 0.5:
+            crop = self._filtered(crop, _low_pass(random) if random.random() < 0.5 else _equaliser(random))
+        return crop * np.float32(10 ** (random.normal(-24, 8) / 20) / np.sqrt(np.mean(crop ** 2)))
 
     def _levelled(self, random: np.random.Generator) -> np.ndarray:
         """A sound brought to a level of -24 +- 8 dB, as far as the limits of the gain allow."""
@@ -152,6 +166,12 @@ def _equaliser(random: np.random.Generator) -> Callable:
         return boost * (1 + (limit / frequencies) ** 4) ** -0.5
 
     return gains
+
+
+def _colour(random: np.random.Generator) -> Callable:
+    """Gains by frequency (Hz) that make white noise white to brown."""
+    slope = random.uniform(0, 1)
+    return lambda frequencies: np.maximum(frequencies, 30) ** -slope
 
 
 def _log_uniform(random: np.random.Generator, low: float, high: float) -> float:

@@ -25,6 +25,7 @@ from audiocodec.training.generator import Generator, linear_start
 from audiocodec.training.losses import (
     Balancer, Discriminator, LoudnessDistance, SpectrumDistance, StructureDistance, adversarial_loss, critic_loss,
     waveform_distance)
+from audiocodec.training.optimizer import Optimizer
 from audiocodec.training.validation import codebook_use, encode, examples, validate
 from audiocodec.weights import rounded_books
 
@@ -106,8 +107,7 @@ class Trainer:
 
     def _begin_stage(self) -> None:
         self.generator.encoder.requires_grad_(self.stage != "polish")
-        learning = [p for p in self.generator.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(learning, betas=(0.8, 0.99), weight_decay=0.01, fused=True)
+        self.optimizer = Optimizer(self.generator)
         self.critic_optimizer = torch.optim.AdamW(
             self.critic.parameters(), betas=(0.5, 0.9), weight_decay=0, fused=True)
         self._generate, self._criticise = self.team.wrap(self.generator), self.team.wrap(self.critic)

@@ -130,7 +130,7 @@ class StructureDistance(nn.Module):
         wanted_spread = (self._blurred(wanted.square()) - wanted_mean.square()).clamp_min(0) + _FLAT
         common = self._blurred(got * wanted) - got_mean * wanted_mean + _FLAT
         structure = common * (got_spread * wanted_spread).rsqrt()
-        return (1 - structure).mean((1, 2)) + 0.05 * (got - wanted).abs().mean((1, 2))
+        return (1 - structure).mean((1, 2)) + 0.1 * (got - wanted).abs().mean((1, 2))
 
     def _power(self, samples: Tensor) -> Tensor:
         """Samples (B, N) -> power in each band (B, bands, frames)."""
