@@ -103,6 +103,17 @@ def test_frames_differ_and_decode_as_their_depths_say(codec, speech, entropy):
     assert np.abs(decode(data)[0] - np.stack([mid + side, mid - side])).max() < 1 / 32768
 
 
+@pytest.mark.parametrize("channels, seconds, frames", [
+    (1, 1, 256), (1, 109, 256), (1, 110, 512), (2, 54, 256), (2, 55, 512), (1, None, 512)])
+def test_recordings_that_are_decoded_in_one_go_have_short_segments(codec, channels, seconds, frames):
+    source = encoding.Source(48_000, channels, seconds and seconds * 48_000)
+    file = io.BytesIO()
+    encoding.encode(codec, [np.zeros((channels, 100), np.float32)], source, file, encoding.Wish(6, None, True),
+                    lambda seconds: None)
+    file.seek(0)
+    assert container.Reader(file).header.segment_frames == frames
+
+
 def test_frames_of_silence_use_the_least(speech):
     samples = np.concatenate([speech, np.zeros_like(speech)], 1)
     _, depths = _unpacked(encode(samples, RATE, 4))

@@ -25,9 +25,11 @@ from audiocodec.training import console, loop
 from audiocodec.training.codebooks import CodebookTrainer, kmeans_start, refit
 from audiocodec.training.data import Crops, clips
 from audiocodec.training.distributed import Team
+from audiocodec.training.generator import Generator
 from audiocodec.training.losses import (
     Balancer, LoudnessDistance, SpectrumDistance, StructureDistance, waveform_distance)
 from audiocodec.training.loop import Trainer
+from audiocodec.training.optimizer import Optimizer
 from audiocodec.training.run import Plan
 from audiocodec.training.sources import open_source
 from audiocodec.training.validation import validate
@@ -181,6 +183,26 @@ def test_items_with_a_price_use_books_where_they_are_worth_it():
     assert torch.allclose(quantized, quantizer.decode(codes), atol=1e-5)
     quantized.sum().backward()
     assert torch.equal(leaf.grad, torch.ones_like(leaf))              # straight through
+
+
+def test_only_matrices_of_blocks_that_learn_take_orthogonal_steps():
+    torch.manual_seed(0)
+    generator = Generator(TINY.model)
+    generator.encoder.requires_grad_(False)
+    before = copy.deepcopy(generator.state_dict())
+    optimizer = Optimizer(generator)
+    for group in optimizer.param_groups:
+        group["lr"] = 1e-3
+    for parameter in generator.decoder.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    moved = {name: tensor - before[name] for name, tensor in generator.state_dict().items()}
+    assert all((tensor == 0).all() for name, tensor in moved.items() if not name.startswith("decoder"))
+    spread = {}
+    for name in ("enter", "blocks.0.expand", "blocks.0.project"):
+        values = torch.linalg.svdvals(moved[f"decoder.network.{name}.weight"])
+        spread[name] = float(values.max() / values.median())
+    assert max(spread["blocks.0.expand"], spread["blocks.0.project"]) < 1.3 < spread["enter"]
 
 
 def test_a_refit_wastes_no_entry():
