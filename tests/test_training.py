@@ -378,7 +378,7 @@ def test_a_killed_command_goes_on(folder, tmp_path):
 @pytest.mark.parametrize("text, message", [
     ("[training]\nbtach = 4", "unknown key in [training]: btach; the nearest is batch"),
     ("[modle]\nhop = 4", "unknown table: modle; the nearest is model"),
-    ("[training]\nbatch = 'many'", "training.batch = 'many'; expected a whole number, such as 5"),
+    ("[training]\nbatch = 'many'", "training.batch = 'many'; expected a whole number, such as 12"),
     ("[training]\ncompile = 1", "training.compile = 1; expected true or false, such as True"),
     ("[training]\nbatch = 0", "training.batch = 0; expected 1 or more"),
     ("[training]\nvalidate_updates = 0", "training.validate_updates = 0; expected 1 or more"),
