@@ -10,7 +10,7 @@ from audiocodec.errors import FormatError
 from audiocodec.rangecoder import Frames, Shape
 
 BATCH = 16           # segments that are coded side by side, where the next ones wait for what comes of them;
-MOST = 2 * BATCH    # else so many: decoding takes a third less for each then
+MOST = 2 * BATCH     # else so many: decoding takes a third less for each then
 _PATIENCE = 0.1      # seconds that a segment on a pipe may take to come without being waited for
 
 Record = container.Segment | container.Damage

@@ -10,7 +10,7 @@ Part, Result = TypeVar("Part"), TypeVar("Result")
 
 def mapped(call: Callable[[Part], Result], parts: Iterable[Part], threads: int) -> list[Result]:
     """The results of parts, so many at a time, a thread each: by itself torch would share out large products only."""
-    if threads == 1:
+    if threads < 2:
         return list(map(call, parts))
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         return list(pool.map(call, parts))

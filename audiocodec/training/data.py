@@ -59,19 +59,16 @@ class Crops:
         if draw < 0.01:
             return np.zeros(self.num_samples, np.float32)
         if draw > 0.98:
-            return self._clipped(self._noise(random))
+            return _softened(self._noise(random))
         crop = self._levelled(random)
         if draw > 0.96:                                     # noise under a sound
             crop = crop + self._noise(random) * np.float32(10 ** random.uniform(-1.5, 0))
-        elif draw < 0.11:                                     # two sounds at once
+        elif draw < 0.11:                                   # two sounds at once
             crop = crop + self._levelled(random) * np.float32(10 ** random.uniform(-1, 0))
         elif draw < 0.14:                                   # sound out of digital silence, or into it
             at = random.integers(self.num_samples)
             crop[slice(at) if draw < 0.125 else slice(at, None)] = 0
-        return self._clipped(crop)
-
-    def _clipped(self, crop: np.ndarray) -> np.ndarray:
-        return crop / max(1, np.abs(crop).max())
+        return _softened(crop)
 
     def _noise(self, random: np.random.Generator) -> np.ndarray:
         """Noise from white to brown, as of wind, rain or tape, at a level of -24 +- 8 dB."""
@@ -147,6 +144,11 @@ class Crops:
 def _resampler(rate: int, target: int) -> audio.Resampler:
     """A resampler at the start of its stream, to be copied: its filter takes longer to make than to use."""
     return audio.Resampler(rate, target)
+
+
+def _softened(crop: np.ndarray) -> np.ndarray:
+    """A crop that is softer where it would go beyond full scale."""
+    return crop / max(1, np.abs(crop).max())
 
 
 def _low_pass(random: np.random.Generator) -> Callable:

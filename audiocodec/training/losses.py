@@ -100,7 +100,7 @@ class StructureDistance(nn.Module):
     """How differently the levels of neighbouring moments and bands rise and fall, in dB: 1 - correlation.
 
     Windows of 80 ms every 20 ms, summed in bands like those of the ear, down to 45 dB under the loudest band of a
-    moment; correlated over three moments by three bands. A twentieth of the levels' difference in dB is added, since
+    moment; correlated over three moments by three bands. A tenth of the levels' difference in dB is added, since
     correlation does not know of levels. Hines, Harte: "Speech intelligibility prediction using a neurogram similarity
     index measure", 2012; ERB bands after Glasberg and Moore 1990, filters after Patterson et al. 1992.
     """
