@@ -100,7 +100,7 @@ def encode(codec: Codec, blocks: Iterable[np.ndarray], source: Source, file, wis
 
     segment_frames: frames of a segment; None for what suits the length.
     """
-    segment_frames = segment_frames or _suitable_frames(codec, source)
+    segment_frames = segment_frames or suitable_frames(codec, source)
     analysis = _Segments(codec, blocks, source, wish, segment_frames, progress)
     header = make_header(codec, source, wish, segment_frames)
     if wish.codebooks is None and not (is_live and wish.is_varied):
@@ -117,7 +117,7 @@ def encode(codec: Codec, blocks: Iterable[np.ndarray], source: Source, file, wis
     return EncodeResult(size, analysis.num_samples / source.sample_rate, books)
 
 
-def _suitable_frames(codec: Codec, source: Source) -> int:
+def suitable_frames(codec: Codec, source: Source) -> int:
     """The frames of a segment: decoding takes a step for each, so short recordings get more and shorter segments."""
     if source.num_samples is None:
         return SEGMENT_FRAMES

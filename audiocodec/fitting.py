@@ -15,6 +15,7 @@ from audiocodec.tokens import Codec
 _IN_MEMORY = 1 << 26     # bytes of a finished file; more than that go to a temporary one
 
 Books = tuple[int, ...]
+Made = tuple[list[container.Segment], list[np.ndarray]]      # segments, and the depths (C, t) of their frames
 
 
 class Count:
@@ -92,35 +93,53 @@ class Fitter:
     def _write_priced(self, file) -> Fitted:
         """At one price of books for all frames, nearly.
 
-        Segments are coded once, in two batches or more: what a batch takes more or less than was estimated, those
-        after it make up for. Only the last ones are coded again until the file fits.
+        Segments are coded once, in batches: what a batch takes more or less than was estimated, those after it make
+        up for. Only some of the last ones are coded again until the file fits.
         """
         pricing = Pricing(self.codec.codebooks, self.segments)
         writer = self._writer(file, min(self.header.codebooks, MAX_DEPTH))
         count = Count(self.header.channels)
-        size = min(payloads.BATCH, -(-len(self.segments) // 2))
-        last = (len(self.segments) - 1) // size * size
-        for at in range(0, last, size):
-            price = pricing.find(at, 8 * (self.budget - writer.size - self._overhead(at)))
-            made, depths = self._priced(pricing, slice(at, at + size), price)
-            pricing.learn(price, at, at + size, _payload_bits(made))
+        last = (len(self.segments) - 1) // payloads.BATCH * payloads.BATCH
+        for at in range(0, last, payloads.BATCH):
+            made, depths = self._guessed(pricing, writer, slice(at, at + payloads.BATCH))
             for segment in made:
                 writer.write(segment)
             count.add(depths)
-            self.progress((at + size) / len(self.segments))
-
-        def code(price: float) -> tuple[tuple, int, float]:
-            made, depths = self._priced(pricing, slice(last, None), price)
-            return (made, depths), writer.size_with(made, self.num_samples), _payload_bits(made)
-
-        (made, depths), _ = pricing.fit(code, last, self.budget, writer.size + self._overhead(last))
+            self.progress((at + payloads.BATCH) / len(self.segments))
+        made, depths = self._last(pricing, writer, last)
         for segment in made:
             writer.write(segment)
         count.add(depths)
         writer.close(self.num_samples)
         return Fitted(writer.size, count.mean)
 
-    def _priced(self, pricing: Pricing, which: slice, price: float) -> tuple[list[container.Segment], list[np.ndarray]]:
+    def _guessed(self, pricing: Pricing, writer: container.Writer, which: slice) -> Made:
+        """Some of the segments, at the price that all from the first of them on should have."""
+        price = pricing.find(which.start, 8 * (self.budget - writer.size - self._overhead(which.start)))
+        made, depths = self._priced(pricing, which, price)
+        pricing.learn(price, which.start, which.stop, _payload_bits(made))
+        return made, depths
+
+    def _last(self, pricing: Pricing, writer: container.Writer, first: int) -> Made:
+        """The segments from `first` on, so that the file fits: half of them coded once, unless that took too much."""
+        half = slice(first, (first + len(self.segments)) // 2)
+        if half.start < half.stop:
+            made, depths = self._fitted(pricing, writer, first, half.stop, self._guessed(pricing, writer, half))
+            if writer.size_with(made, self.num_samples) <= self.budget:
+                return made, depths
+        return self._fitted(pricing, writer, first, first, ([], []))
+
+    def _fitted(self, pricing: Pricing, writer: container.Writer, first: int, free: int, before: Made) -> Made:
+        """The segments from `first` on: those before `free` as they are, the others so that the file fits."""
+        def code(price: float) -> tuple[Made, int, float]:
+            made, depths = self._priced(pricing, slice(free, None), price)
+            both = before[0] + made, before[1] + depths
+            return both, writer.size_with(both[0], self.num_samples), _payload_bits(made)
+
+        overhead = writer.size + _payload_bits(before[0]) // 8 + self._overhead(first)
+        return pricing.fit(code, free, self.budget, overhead)[0]
+
+    def _priced(self, pricing: Pricing, which: slice, price: float) -> Made:
         """Some of the segments, coded at a price, and the depths of their frames."""
         codes = self.segments[which]
         depths = [pricing.depths(part, price) for part in codes]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from audiocodec import audio, container, decoding, loading, packets, payloads
-from audiocodec.encoding import SEGMENT_FRAMES, Analysis, Running, Source, Wish, make_header
+from audiocodec.encoding import Analysis, Running, Source, Wish, make_header, suitable_frames
 from audiocodec.entropy import MAX_FRAMES
 from audiocodec.errors import AudioError, NacError
 from audiocodec.limits import DEFAULT_KBPS
@@ -25,23 +25,24 @@ class StreamEncoder:
     to a pipe; 1 to 8 for packets of so many frames (1/75 s).
     key_frames: packets are coded by those before them for so many frames, 512 at most, then begins a new chain; with
     few, every packet can be decoded alone.
-    segment_frames: frames of a segment of a .nac file, a multiple of 16, at most 512. num_samples (per channel, if
-    known), subtype, tags: what the file notes of the original.
+    segment_frames: frames of a segment of a .nac file, a multiple of 16, at most 512; None for what `nac encode`
+    takes. num_samples (per channel, if known), subtype, tags: what the file notes of the original.
     entropy: False packs codes plainly. model, device: as of `audiocodec.encode`.
     Raises AudioError for a layout that nac does not take, NacError for other arguments, ModelError.
     """
 
     def __init__(self, sample_rate: int = 24_000, channels: int = 1, *, codebooks: int | None = None,
                  kbps: float | None = None, packet_frames: int | None = None, key_frames: int = 1,
-                 segment_frames: int = SEGMENT_FRAMES, num_samples: int | None = None, subtype: str = "FLOAT",
+                 segment_frames: int | None = None, num_samples: int | None = None, subtype: str = "FLOAT",
                  tags: container.Tags = (), entropy: bool = True, model: str = DEFAULT_MODEL, device: str = "auto"):
         audio.check_layout(sample_rate, channels)
         _check("packet_frames", 1 if packet_frames is None else packet_frames, 1, packets.MAX_PACKET_FRAMES)
         _check("key_frames", key_frames, 1, MAX_FRAMES)
-        _check("segment_frames", segment_frames, 16, MAX_FRAMES)
         wish = Wish(kbps or DEFAULT_KBPS if codebooks is None else None, codebooks, entropy)
         codec = loading.load(model, device)
         source = Source(sample_rate, channels, num_samples, subtype, tags)
+        segment_frames = suitable_frames(codec, source) if segment_frames is None else segment_frames
+        _check("segment_frames", segment_frames, 16, MAX_FRAMES)
         if packet_frames:
             frames, chunk = packet_frames, resampled_at_once(sample_rate)
             self._start_writing = lambda: PacketWriter(codec, source, wish, key_frames)

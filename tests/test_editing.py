@@ -5,6 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+import audiocodec
 from audiocodec import codec, container, editing
 from audiocodec.errors import FormatError, NacError
 
@@ -20,7 +21,9 @@ def coded(tmp_path_factory):
         path = folder / f"{rate}.nac"
         if not path.exists():
             samples = np.random.default_rng(rate).normal(0, 0.1, (1 + rate % 2, 30 * rate + 5)).astype(np.float32)
-            data = codec.encode(samples, rate, None, codebooks=3, entropy=False)
+            encoder = audiocodec.StreamEncoder(rate, len(samples), codebooks=3, entropy=False, segment_frames=512,
+                                               num_samples=samples.shape[1])
+            data = encoder.push(samples) + encoder.flush()
             header, _, segments, num_samples = container.unpack(data)
             path.write_bytes(container.pack(header, TAGS, segments, num_samples))
             np.save(path.with_suffix(".npy"), codec.decode(data)[0])
@@ -175,6 +178,12 @@ def test_constant_counts_may_differ_at_a_lower_rate(coded, tmp_path):
     assert 0.98 * 1.7 < result.kbps <= 1.7
     header, _, segments, _ = container.unpack((tmp_path / "b.nac").read_bytes())
     assert header.has_depths and not header.entropy_coded and max(segment.books for segment in segments) == (3,)
+
+
+def test_a_ceiling_just_above_the_least_is_met(tmp_path):
+    noise = np.random.default_rng(0).normal(0, 0.1, (1, 720_000)).astype(np.float32)
+    (tmp_path / "a.nac").write_bytes(codec.encode(noise, 24_000, None, codebooks=3, entropy=False))
+    assert 0.98 * 1.7 < editing.truncate_file(tmp_path / "a.nac", tmp_path / "b.nac", kbps=1.7).kbps <= 1.7
 
 
 def test_a_rate_that_is_met_already_changes_nothing(music, tmp_path):
