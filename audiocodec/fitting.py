@@ -13,6 +13,7 @@ from audiocodec.pricing import Pricing
 from audiocodec.tokens import Codec
 
 _IN_MEMORY = 1 << 26     # bytes of a finished file; more than that go to a temporary one
+_FEW = 6                 # segments that are coded again until the file fits, about
 
 Books = tuple[int, ...]
 Made = tuple[list[container.Segment], list[np.ndarray]]      # segments, and the depths (C, t) of their frames
@@ -99,7 +100,7 @@ class Fitter:
         pricing = Pricing(self.codec.codebooks, self.segments)
         writer = self._writer(file, min(self.header.codebooks, MAX_DEPTH))
         count = Count(self.header.channels)
-        last = (len(self.segments) - 1) // payloads.BATCH * payloads.BATCH
+        last = max(0, len(self.segments) - payloads.BATCH // 2) // payloads.BATCH * payloads.BATCH
         for at in range(0, last, payloads.BATCH):
             made, depths = self._guessed(pricing, writer, slice(at, at + payloads.BATCH))
             for segment in made:
@@ -113,20 +114,31 @@ class Fitter:
         writer.close(self.num_samples)
         return Fitted(writer.size, count.mean)
 
-    def _guessed(self, pricing: Pricing, writer: container.Writer, which: slice) -> Made:
-        """Some of the segments, at the price that all from the first of them on should have."""
-        price = pricing.find(which.start, 8 * (self.budget - writer.size - self._overhead(which.start)))
+    def _guessed(self, pricing: Pricing, writer: container.Writer, which: slice, taken: int = 0) -> Made:
+        """Some of the segments, at the price that all from the first of them on should have.
+
+        taken: bits of payloads before them that are not written yet.
+        """
+        budget = 8 * (self.budget - writer.size - self._overhead(which.start)) - taken
+        price = pricing.find(which.start, budget)
         made, depths = self._priced(pricing, which, price)
         pricing.learn(price, which.start, which.stop, _payload_bits(made))
         return made, depths
 
     def _last(self, pricing: Pricing, writer: container.Writer, first: int) -> Made:
-        """The segments from `first` on, so that the file fits: half of them coded once, unless that took too much."""
-        half = slice(first, (first + len(self.segments)) // 2)
-        if half.start < half.stop:
-            made, depths = self._fitted(pricing, writer, first, half.stop, self._guessed(pricing, writer, half))
-            if writer.size_with(made, self.num_samples) <= self.budget:
-                return made, depths
+        """The segments from `first` on, so that the file fits.
+
+        Half of what is left is coded at a guess, and half of that again, so that little is left to be coded twice.
+        """
+        made, depths, at, end = [], [], first, len(self.segments)
+        while end - at >= _FEW:
+            half = slice(at, (at + end) // 2)
+            more, used = self._guessed(pricing, writer, half, _payload_bits(made))
+            made, depths, at = made + more, depths + used, half.stop
+        if made:
+            fitted = self._fitted(pricing, writer, first, at, (made, depths))
+            if writer.size_with(fitted[0], self.num_samples) <= self.budget:
+                return fitted
         return self._fitted(pricing, writer, first, first, ([], []))
 
     def _fitted(self, pricing: Pricing, writer: container.Writer, first: int, free: int, before: Made) -> Made:

@@ -9,7 +9,8 @@ from audiocodec.depths import MAX_DEPTH, choose_depths, norms_left
 
 _LOWEST, _HIGHEST = 1e-3, 1e3     # price
 _STEPS = 24                       # of the search for a price: to one part in a million
-_BITS = 3 + torch.cumsum(torch.tensor([0.0] + [7 + min(k, 10) / 4 for k in range(MAX_DEPTH)]), 0)  # of frames, at first
+_BITS = 2 + torch.cumsum(torch.tensor([0.0] + [9.75 - 3.75 * 0.7 ** k for k in range(MAX_DEPTH)]), 0)  # at first
+_MEMORY = 0.7                     # for the ratio of earlier segments, from one time to the next
 _FRAMES = 1 << 15                 # that estimates rest upon, about
 _AIM = 0.997                      # of the budget: what is tried next, ...
 _CLOSE = 0.99                     # ... and what is near enough
@@ -25,6 +26,7 @@ class Pricing:
     def __init__(self, codebooks: np.ndarray, segments: Sequence[np.ndarray], ratio: float = 1.0):
         """codebooks: (K, V, D). segments: codes (C, K, t) of each. ratio: of true bits to the first guess."""
         self._codebooks, self.ratio = codebooks, ratio
+        self._taken = np.zeros(2)    # in truth, and by the first guess
         self._stride = 1 + sum(codes.shape[2] for codes in segments) // _FRAMES
         norms = [norms_left(codes[:, :, ::self._stride], codebooks) for codes in segments]
         self._starts = np.cumsum([0] + [part.shape[2] for part in norms])
@@ -41,8 +43,9 @@ class Pricing:
         return float(_BITS[depths].sum()) * self._stride * self.ratio
 
     def learn(self, price: float, first: int, end: int | None, bits: float) -> None:
-        """Take note of what they took in truth."""
-        self.ratio *= max(bits, 1.0) / self.bits(price, first, end)
+        """Take note of what they took in truth. What came before counts on, the less the longer ago it was."""
+        self._taken = _MEMORY * self._taken + [max(bits, 1.0), self.bits(price, first, end) / self.ratio]
+        self.ratio = float(self._taken[0] / self._taken[1])
 
     def find(self, first: int, budget: float) -> float:
         """The price at which all segments from `first` on take so many bits, as near as prices go."""
@@ -67,7 +70,7 @@ class Pricing:
                 best, best_size = (made, price), size
             if _CLOSE * budget <= size <= budget or size <= budget and price < 2 * _LOWEST:
                 break
-            self.learn(price, first, None, bits)
+            self.ratio *= max(bits, 1.0) / self.bits(price, first)
             price = self.find(first, 8 * (_AIM * budget - size) + bits)
         while best is None:
             price = min(price * _RISE, _HIGHEST)

