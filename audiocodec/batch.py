@@ -9,6 +9,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
+from audiocodec import memory
 from audiocodec.errors import NacError
 
 AUDIO_ENDINGS = (".aif", ".aiff", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".wav")
@@ -113,6 +114,7 @@ _is_ending = False
 def _prepare() -> None:
     """Make a new process ready: one thread, and the parent alone decides about Ctrl-C."""
     os.environ["OMP_NUM_THREADS"] = "1"     # before torch loads
+    memory.keep_freed()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _end)
     warnings.showwarning = lambda message, *_: print(f"nac: {str(message).splitlines()[0]}", file=sys.stderr)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from audiocodec import __version__, batch, limits, options, seek
+from audiocodec import __version__, batch, limits, memory, options, seek
 from audiocodec.errors import NacError
 
 # numpy's products here are small: its own threads only get in the way of ours, and of torch's.
@@ -591,6 +591,7 @@ def main() -> None:
     sys.stdout.reconfigure(errors="backslashreplace")    # for names and tags that its encoding does not have
     warnings.showwarning = lambda message, *_: _complain(str(message).splitlines()[0])
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))    # so that temporary files are removed
+    memory.keep_freed()
     try:
         status = cli.main(prog_name="nac", standalone_mode=False)
         sys.stdout.flush()

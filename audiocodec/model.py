@@ -37,8 +37,18 @@ class ModelConfig:
     expansion: int = 3
     num_books: int = 32
     book_size: int = 1024       # entries of one codebook
-    coarse_books: int = 0       # the first books, which code only ...
-    coarse_dim: int = 0         # ... so many of the latents
+    coarse_books: tuple[int, ...] = ()    # the first books, the next ones ... of which each code only ...
+    coarse_dims: tuple[int, ...] = ()     # ... the first so many of the latents
+
+    def __post_init__(self):
+        for name in ("coarse_books", "coarse_dims"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))       # files have lists
+
+    @property
+    def book_dims(self) -> list[int]:
+        """How many of the latents each book codes."""
+        coarse = [dim for count, dim in zip(self.coarse_books, self.coarse_dims) for _ in range(count)]
+        return [min(dim, self.latent_dim) for dim in coarse + [self.latent_dim] * self.num_books][:self.num_books]
 
     @property
     def bits_per_book(self) -> float:

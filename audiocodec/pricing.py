@@ -8,7 +8,7 @@ import torch
 from audiocodec.depths import MAX_DEPTH, choose_depths, norms_left
 
 _LOWEST, _HIGHEST = 1e-3, 1e3     # price
-_STEPS = 24                       # of the search for a price: to one part in a million
+_STEPS = 15                       # of the search for a price: to 0.05 %
 _BITS = 2 + torch.cumsum(torch.tensor([0.0] + [9.75 - 3.75 * 0.7 ** k for k in range(MAX_DEPTH)]), 0)  # at first
 _MEMORY = 0.7                     # for the ratio of earlier segments, from one time to the next
 _FRAMES = 1 << 15                 # that estimates rest upon, about

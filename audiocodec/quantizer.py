@@ -14,7 +14,7 @@ from audiocodec.model import ModelConfig
 from audiocodec.threads import mapped
 
 _BEAM = 4                # partial codes that are followed at once, at most
-_SPARE = 2               # candidates beyond the beam, among which rounding may have erred
+_SPARE = 1               # candidate beyond the beam, with which rounding may have swapped the last one
 _FAR = -1e30             # closeness of an entry that is not to be found
 _GROUP = 32              # entries of which the best one stands for all in a first look
 _FRAMES = 256            # searched together: with fewer, books are read more often; with more, less is in the cache
@@ -22,18 +22,18 @@ _FEW = 8                 # up to so many are searched one by one in numpy: calls
 
 
 class ResidualQuantizer(nn.Module):
-    """The codebooks, coarse first: (K, V, D). The first `coarse_books` code the first `coarse_dim` latents alone."""
+    """The codebooks, coarse first: (K, V, D). Each codes the first so many latents alone, those of `dims` (K,)."""
 
-    def __init__(self, num_books: int, book_size: int, dim: int, coarse_books: int = 0, coarse_dim: int = 0):
+    def __init__(self, num_books: int, book_size: int, dim: int, dims: list[int] | None = None):
         super().__init__()
         self.register_buffer("codebooks", torch.zeros(num_books, book_size, dim))
-        self.dims = [coarse_dim if k < coarse_books else dim for k in range(num_books)]    # that each book codes
+        self.dims = dims or [dim] * num_books
         self._books: list[_Book] | None = None
 
     @classmethod
     def fitting(cls, config: ModelConfig) -> "ResidualQuantizer":
         """One for the latents of a model."""
-        return cls(config.num_books, config.book_size, config.latent_dim, config.coarse_books, config.coarse_dim)
+        return cls(config.num_books, config.book_size, config.latent_dim, config.book_dims)
 
     def freeze(self) -> "ResidualQuantizer":
         """Prepare the codebooks for many searches; they must stay as they are from now on."""

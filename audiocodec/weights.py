@@ -12,7 +12,8 @@ from safetensors.numpy import save as to_bytes
 from audiocodec.errors import ModelError
 
 IDENTITY_SIZE = 6
-_BOOKS, _STEPS = "quantizer.codebooks", "quantizer.steps"    # (K, V, D); (K, V), what 1 in an entry means in a file
+_IN_BYTES = ".codebooks", ".expand.weight", ".project.weight"    # ends of names of tensors with a byte a number
+_STEPS = ".steps"                # added to such a name: what 1 means in each row
 _PACKAGE = Path(__file__).parent
 _FOLDERS = (_PACKAGE / "models", _PACKAGE.parent / "weights")    # in an installed package, in a checkout
 
@@ -33,10 +34,7 @@ class Weights:
 
     def codec(self) -> dict[str, np.ndarray]:
         """The tensors of the codec as its networks and quantizer have them, float32."""
-        tensors = self.part("codec")
-        if _STEPS in tensors:            # else a file of before books had any
-            tensors[_BOOKS] = _scaled(tensors[_BOOKS], tensors.pop(_STEPS))
-        return {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
+        return _restored(self.part("codec"))
 
 
 def released() -> list[Path]:
@@ -82,24 +80,37 @@ def load(name: str) -> Weights:
 
 
 def codec_tensors(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What `Weights.codec` gives -> the tensors of a file: float16, and codebooks (K, V, D) in int8 steps by entry.
+    """What `Weights.codec` gives -> the tensors of a file: float16, but the codebooks and the largest matrices int8.
 
-    The error is some 45 dB under an entry, and far under what even the last book leaves.
+    These count steps of a 127th of their row's largest number, which is an error of some 40 dB under the row.
     """
-    whole, steps = _in_steps(state[_BOOKS])
-    tensors = {name: tensor.astype(np.float16) for name, tensor in state.items()} | {_BOOKS: whole, _STEPS: steps}
-    return {f"codec.{name}": tensor for name, tensor in tensors.items()}
+    return {f"codec.{name}": tensor for name, tensor in _stored(state).items()}
 
 
-def rounded_books(books: np.ndarray) -> np.ndarray:
-    """Codebooks (K, V, D) as they come back from a file."""
-    return _scaled(*_in_steps(books))
+def rounded(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tensors of a codec, or of parts of one, as they come back from a file."""
+    return _restored(_stored(state))
 
 
-def _in_steps(books: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Codebooks (K, V, D) -> int8 (K, V, D), and the float16 steps (K, V) that they count."""
-    steps = (np.abs(books).max(-1) / 127).astype(np.float16)
-    whole = np.rint(books / np.maximum(steps, np.float16(6e-8)).astype(np.float32)[..., None])
+def _stored(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    stored = {}
+    for name, tensor in state.items():
+        if name.endswith(_IN_BYTES):
+            stored[name], stored[name + _STEPS] = _in_steps(tensor)
+        else:
+            stored[name] = tensor.astype(np.float16)
+    return stored
+
+
+def _restored(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: _scaled(tensor, tensors[name + _STEPS]) if tensor.dtype == np.int8 else tensor.astype(np.float32)
+            for name, tensor in tensors.items() if not name.endswith(_STEPS)}
+
+
+def _in_steps(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows (..., n) -> int8 (..., n), and the float16 steps (...) that they count."""
+    steps = (np.abs(rows).max(-1) / 127).astype(np.float16)
+    whole = np.rint(rows / np.maximum(steps, np.float16(6e-8)).astype(np.float32)[..., None])
     return whole.clip(-127, 127).astype(np.int8), steps
 
 

@@ -114,7 +114,7 @@ def test_coarse_books_leave_the_other_latents_alone():
     books[:, 0] = 0
     books[:2, :, 3:] = 0
     latents = torch.randn(2, 6, 9, dtype=torch.float64)
-    coarse = ResidualQuantizer(4, 64, 6, coarse_books=2, coarse_dim=3)
+    coarse = ResidualQuantizer(4, 64, 6, [3, 3, 6, 6])
     coarse.codebooks.copy_(books)
     assert (coarse.encode(latents, 4) == _quantizer(books.tolist()).encode(latents, 4)).all()
     changed = latents.clone()

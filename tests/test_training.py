@@ -37,7 +37,7 @@ from audiocodec.training.validation import validate
 TINY = dataclasses.replace(
     configs.load("tiny"), batch=2, crop=6400, start_crops=40, refit_crops=80, validate_updates=100,
     model=ModelConfig(latent_dim=32, encoder_width=32, encoder_blocks=1, decoder_width=32, decoder_blocks=1,
-                      num_books=4, book_size=64, coarse_books=2, coarse_dim=16))
+                      num_books=4, book_size=64, coarse_books=[1, 1], coarse_dims=[8, 16]))
 
 
 @pytest.fixture(scope="module")
@@ -231,6 +231,7 @@ def test_training_goes_through_its_stages_and_its_loss_falls(source, tmp_path):
     assert len(scores) == 3 and max(scores) < before
     assert trainer.average.quantizer.codebooks[2:, :, 16:].any()
     assert not trainer.average.quantizer.codebooks[:2, :, 16:].any()         # which coarse books leave alone
+    assert not trainer.average.quantizer.codebooks[0, :, 8:].any()
     assert "critic" in lines[2] and "critic" not in lines[0]
     assert validate(trainer.average, trainer.clips)["score"] == pytest.approx(scores[-1])
 
@@ -390,6 +391,8 @@ def test_a_killed_command_goes_on(folder, tmp_path):
     ("[model]\nbook_size = 512", "model.book_size = 512; expected 1024"),
     ("[model]\nnum_books = 33", "model.num_books = 33; expected 1 to 32"),
     ("[model]\nlatent_dim = 321", "model.latent_dim = 321; expected the hop, 320, or less"),
+    ("[model]\ncoarse_dims = [64, 96]", "model.coarse_books = [8], coarse_dims = [64, 96]; expected as many of both"),
+    ("[model]\ncoarse_books = [4, 4]\ncoarse_dims = [64, 32]", "the dims in rising order"),
     ("[entropy]\nheads = 3", "entropy.width = 128; expected a multiple of the heads, 3"),
     ("[entropy]\nwindow = 257", "entropy.window = 257; expected 1 to 256"),
     ("[entropy]\nfeed_forward = 700", "width + feed_forward = 828"),
@@ -417,7 +420,7 @@ def test_a_model_of_few_books_needs_no_other_settings(tmp_path):
 
 def test_the_configuration_and_the_code_agree():
     settings = configs.load("nac-24k")
-    assert settings.model == ModelConfig(coarse_books=8, coarse_dim=64)
+    assert settings.model == ModelConfig(coarse_books=[8], coarse_dims=[64])
     assert settings.entropy == EntropyConfig(turns=(1, 1, 2, 4, 8))
     for preset in configs.presets():
         assert configs.load(preset).model.book_size == 1024

@@ -16,7 +16,7 @@ DEFAULT = "nac-24k"
 STAGES = ("reconstruction", "adversarial", "polish", "entropy")
 _FOLDER = Path(__file__).parents[1] / "configs"
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", list: "a list of whole numbers over 0"}
-_OR_NONE = "training.seed", "training.workers", "training.refit_crops", "model.coarse_books", "model.coarse_dim"
+_OR_NONE = "training.seed", "training.workers", "training.refit_crops"
 _LIMITS = {             # other counts are 1 or more, other numbers 0 or more
     "model.sample_rate": (MIN_SAMPLE_RATE, MAX_SAMPLE_RATE),
     "model.companding": (0.1, 1),
@@ -141,6 +141,9 @@ def _problems(config: TrainConfig) -> Iterator[str]:
     if config.start_crops * crop < model.book_size * model.hop:
         yield (f"training.start_crops = {config.start_crops}; expected {-(-model.book_size * model.hop // crop)} "
                f"or more, as a codebook starts with {model.book_size} frames")
+    if len(model.coarse_books) != len(model.coarse_dims) or list(model.coarse_dims) != sorted(model.coarse_dims):
+        yield (f"model.coarse_books = {list(model.coarse_books)}, coarse_dims = {list(model.coarse_dims)}; "
+               "expected as many of both, the dims in rising order")
     if model.latent_dim > model.hop:
         yield f"model.latent_dim = {model.latent_dim}; expected the hop, {model.hop}, or less"
     if entropy.width % entropy.heads:

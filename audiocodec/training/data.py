@@ -80,7 +80,7 @@ class Crops:
         return crop * np.float32(_level(random) / np.sqrt(np.mean(crop ** 2)))
 
     def _tones(self, random: np.random.Generator) -> np.ndarray:
-        """One to six steady sines, or a tone and its harmonics, as of test signals, flutes and organs; levels as ever."""
+        """One to six steady sines, or a tone and its harmonics, as of test signals, flutes and organs."""
         count = random.integers(1, 7)
         if random.random() < 0.5:
             frequencies = _log_uniform(random, 50, 2_000) * np.arange(1, count + 1)

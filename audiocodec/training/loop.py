@@ -27,7 +27,7 @@ from audiocodec.training.losses import (
     waveform_distance)
 from audiocodec.training.optimizer import Optimizer
 from audiocodec.training.validation import codebook_use, encode, examples, validate
-from audiocodec.weights import rounded_books
+from audiocodec.weights import rounded
 
 CODEC_STAGES = STAGES[:3]
 _LOUDNESS_WINDOWS = 256, 768             # samples
@@ -141,11 +141,12 @@ class Trainer:
         self._begin_stage()
 
     def _settle(self) -> None:
-        """From here codes are final: those of the averaged encoder, and the books as a weights file will have them."""
-        self.generator.encoder.load_state_dict(self.average.encoder.state_dict())
-        books = torch.from_numpy(rounded_books(self.generator.quantizer.codebooks.cpu().numpy()))
-        for quantizer in (self.generator.quantizer, self.average.quantizer):
-            quantizer.codebooks.copy_(books)
+        """From here codes are final: of the averaged encoder, and of the books, as a weights file will have both."""
+        state = {name: tensor.cpu().numpy() for name, tensor in self.average.state_dict().items()
+                 if not name.startswith("decoder.")}
+        final = {name: torch.from_numpy(tensor) for name, tensor in rounded(state).items()}
+        for module in (self.generator, self.average):
+            module.load_state_dict(final, strict=False)
         self.settled = True
 
     def _fit_stage(self) -> None:
