@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-PRICES = 0.02, 1.5            # between which training draws: from some 25 books a frame to two
+PRICES = 0.01, 1.5            # between which training draws: from nearly all books in every frame to two
 MAX_DEPTH = 31                # of a frame that pays a price: with 0 there are as many depths as the coder has symbols
 _TAIL = 0.5                   # of the energy that three quarters of the books leave, as a guess at what all leave
 

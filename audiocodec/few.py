@@ -5,6 +5,7 @@ outputs), the order in which one row times a matrix is quickest: that reads each
 memory does.
 """
 import math
+from collections.abc import Callable
 from functools import cache
 
 import numpy as np
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor
 
 from audiocodec import model
+from audiocodec.mdct import MDCT
+from audiocodec.whole import WholeLinear
 
 MOST = 8                 # frames at once for which this is quicker, about
 
@@ -23,7 +26,7 @@ class Encoder:
 
     def __init__(self, twin: model.Encoder):
         self._companding = twin.config.companding
-        self._spectrum = _Spectrum(twin.mdct.hop)
+        self._spectrum = _Spectrum(twin.mdct)
         self._linear = _matrix(twin.linear)
         self._network = _Stack(twin.network)
 
@@ -46,7 +49,7 @@ class Decoder:
         self._linear = _matrix(twin.linear)
         self._books = twin.books.weight.numpy()
         self._network = _Stack(twin.network)
-        self._cosine = np.ascontiguousarray(twin.mdct.cosine.float().numpy().T)       # (hop, 2 hop)
+        self._cosine = np.ascontiguousarray(twin.mdct.cosine.numpy().T)       # (hop, 2 hop)
 
     def __call__(self, latents: Tensor, num_books: Tensor, state: State) -> tuple[Tensor, State]:
         """Latents (B, T, D), books they were made of (B, T) -> blocks (B, T, hop), one late, and the next state."""
@@ -62,20 +65,15 @@ class Decoder:
 
 
 class _Spectrum:
-    """MDCT.analyse by one complex FFT, which reads no matrix."""
+    """MDCT.analyse, with magnitudes in place of the MDST."""
 
-    def __init__(self, hop: int):
-        self._hop = hop
-        n, k = np.arange(2 * hop), np.arange(hop)
-        first = 0.5 + hop / 2                                                   # the phase of MDCT and MDST
-        window = math.sqrt(2 / hop) * np.sin(math.pi / (2 * hop) * (n + 0.5))
-        self._before = window * np.exp(-0.5j * math.pi / hop * n)
-        self._after = np.exp(-1j * math.pi / hop * first * (k + 0.5))
+    def __init__(self, twin: MDCT):
+        self._before, self._after = twin.before.numpy(), twin.after.numpy()
 
     def __call__(self, blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Blocks (B, T + 1, hop) -> MDCT coefficients, and magnitudes of MDCT and MDST together, (B, T, hop)."""
         frames = np.concatenate([blocks[:, :-1], blocks[:, 1:]], 2)
-        spectrum = np.fft.fft(frames * self._before)[..., :self._hop] * self._after
+        spectrum = np.fft.fft(frames * self._before)[..., :len(self._after)] * self._after
         return spectrum.real, np.abs(spectrum)
 
 
@@ -85,8 +83,8 @@ class _Stack:
     def __init__(self, twin: model.CausalStack):
         self._kernel = twin.context + 1
         self._enter = _matrix(twin.enter), twin.enter.bias.numpy()
-        self._blocks = [(block.taps.numpy(), _after_norm(block.norm, block.expand), block.expand.bias.numpy(),
-                         _matrix(block.project), block.project.bias.numpy()) for block in twin.blocks]
+        self._blocks = [(block.taps.numpy(), block.norm.weight.numpy(), _few(block.expand), _few(block.project))
+                        for block in twin.blocks]
         self._leave = _after_norm(twin.norm, twin.leave), twin.leave.bias.numpy()
 
     def __call__(self, x: np.ndarray, state: list[np.ndarray],
@@ -95,11 +93,11 @@ class _Stack:
         windows = _windows(x.shape[1], self._kernel)
         weights, bias = self._enter
         x, after = x @ weights + bias + condition, []
-        for past, (taps, expand, expand_bias, project, project_bias) in zip(state, self._blocks):
+        for past, (taps, norm, expand, project) in zip(state, self._blocks):
             seen = np.concatenate([past, x], 1)
             after.append(seen[:, x.shape[1]:])
-            mixed = _normalised(np.einsum("btkw,kw->btw", seen.take(windows, 1), taps))
-            x = x + (_gelu(mixed @ expand + expand_bias) @ project + project_bias)
+            mixed = _normalised(np.einsum("btkw,kw->btw", seen.take(windows, 1), taps)) * norm
+            x = x + project(_gelu(expand(mixed)))
         weights, bias = self._leave
         return _normalised(x) @ weights + bias, after
 
@@ -121,6 +119,14 @@ def _windows(num_frames: int, kernel: int) -> np.ndarray:
 def _matrix(layer: model.nn.Linear) -> np.ndarray:
     """A layer's weights, (inputs, outputs)."""
     return np.ascontiguousarray(layer.weight.numpy().T)
+
+
+def _few(layer: model.nn.Linear | WholeLinear) -> Callable[[np.ndarray], np.ndarray]:
+    """A layer for a few rows."""
+    if isinstance(layer, WholeLinear):
+        return layer.few
+    weights, bias = _matrix(layer), layer.bias.numpy()
+    return lambda x: x @ weights + bias
 
 
 def _after_norm(norm: model.RMSNorm, layer: model.nn.Linear) -> np.ndarray:

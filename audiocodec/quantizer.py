@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from audiocodec.model import ModelConfig
 from audiocodec.threads import mapped
+from audiocodec.whole import LARGEST, byte_product, byte_product_of_few, counted, prepared
 
 _BEAM = 4                # partial codes that are followed at once, at most
-_SPARE = 1               # candidate beyond the beam, with which rounding may have swapped the last one
+_SPARE = 2               # candidates beyond the beam, with which rounding may have swapped the last ones
 _FAR = -1e30             # closeness of an entry that is not to be found
+_LEAST = 1e-12           # taken for the largest number of a silent rest
 _GROUP = 32              # entries of which the best one stands for all in a first look
 _FRAMES = 256            # searched together: with fewer, books are read more often; with more, less is in the cache
 _FEW = 8                 # up to so many are searched one by one in numpy: calls of torch would take longer
@@ -88,37 +90,43 @@ class _Book:
 
     def __init__(self, entries: Tensor):
         self.entries = entries.contiguous()                                     # (V, D), D the latents that it codes
-        rough = entries.float()
-        # (x, -|x|^2 / 2, 1) times (entry, 1, -|entry|^2 / 2) is minus half of their squared distance.
-        power = _half_power(rough)
-        power[power[:, 0].eq(0).nonzero()[1:]] = _FAR            # the first zero is enough: ties are left to chance
-        self._columns = torch.cat([rough, torch.ones_like(power), power], 1).T.contiguous()
+        numbers, steps = counted(self.entries)
+        self._numbers, self._steps = prepared(numbers.T, torch.float32), steps.float()
+        self._minus_half = -_half_power(self.entries).float()[:, 0]
+        self._minus_half[self._minus_half.eq(0).nonzero()[1:]] = _FAR    # one zero is enough: ties are left to chance
         self._group = math.gcd(len(entries), _GROUP)
-        self.array, self._column_array = self.entries.cpu().numpy(), self._columns.cpu().numpy()
+        self.array, self._step_array, self._minus_half_array = (
+            x.cpu().numpy() for x in (self.entries, self._steps, self._minus_half))
 
     def candidates(self, rests: Tensor, rows: int, count: int) -> Tensor:
-        """Rests (rows M, D or more), M of each row -> the `count` nearest pairs of rest and entry, (rows, n), sorted.
+        """Rests (rows M, D), M of each row -> the `count` nearest pairs of rest and entry, (rows, n), sorted.
 
-        A pair is numbered rest * V + entry, from its row's first. Found in float32, which is quick;
+        A pair is numbered rest * V + entry, from its row's first. Found by rests rounded to bytes, which is quick;
         whoever asks decides between the best ones in full precision.
         """
-        rough = rests[:, :self.entries.shape[1]].float()
-        rough = torch.cat([rough, _half_power(rough), torch.ones_like(rough[:, :1])], 1)
-        closeness = (rough @ self._columns).view(rows, -1, self._group)
-        groups = _best(closeness.amax(2), count)                                # where they must be
-        members = closeness.flatten(0, 1).index_select(0, _flat(groups, closeness.shape[1]))
+        power = _half_power(rests).float()
+        largest = rests.view(rows, -1).abs().amax(1).clamp_min_(_LEAST)
+        unit = (largest / LARGEST).repeat_interleave(len(rests) // rows)[:, None]
+        closeness = byte_product((rests / unit).round_(), self._numbers) * self._steps
+        closeness = torch.addcmul(self._minus_half, closeness, unit.float(), out=closeness).view(-1, self._group)
+        groups_each = len(self.entries) // self._group
+        best = closeness.amax(1).view(len(rests), groups_each).sub_(power).view(rows, -1)
+        groups = _best(best, count)                                             # where they must be
+        places = _flat(groups, best.shape[1])
+        members = closeness.index_select(0, places).sub_(power.index_select(0, places // groups_each))
         inside = _best(members.view(rows, -1), count)
         pairs = groups.gather(1, inside // self._group) * self._group + inside % self._group
         return pairs.sort(1).values
 
     def candidates_of_one(self, rests: np.ndarray, count: int) -> np.ndarray:
         """The same of one row's rests (M, D or more), as arrays: (n,)."""
-        rough = np.empty((len(rests), len(self._column_array)), np.float32)
-        coded = rough[:, :-2]
-        coded[:] = rests[:, :coded.shape[1]]
-        rough[:, -2] = np.einsum("md,md->m", coded, coded) / -2
-        rough[:, -1] = 1
-        closeness = (rough @ self._column_array).reshape(-1, self._group)
+        coded = rests[:, :self.array.shape[1]]
+        unit = max(np.abs(coded).max(), _LEAST) / LARGEST
+        closeness = byte_product_of_few(np.rint(coded / unit), self._numbers) * self._step_array
+        closeness *= np.float32(unit)
+        closeness += self._minus_half_array
+        closeness -= np.float32(np.einsum("md,md->m", coded, coded) / 2)[:, None]
+        closeness = closeness.reshape(-1, self._group)
         groups = _best_of_one(closeness.max(1), count)
         inside = _best_of_one(closeness[groups].ravel(), count)
         return np.sort(groups[inside // self._group] * self._group + inside % self._group)
@@ -136,14 +144,15 @@ def _beams(num_books: int, likely: int) -> list[int]:
 def _search(vectors: Tensor, plan: Plan) -> Tensor:
     """Vectors (N, D) -> codes (N, K)."""
     rows = len(vectors)
-    rests, steps = vectors, []          # what the partial codes that are followed leave over, (N M, D)
+    rests, steps = vectors[:, :0], []   # what the partial codes that are followed leave over, (N M, D), D as coded yet
     for book, beam in plan:
         size, dim = book.entries.shape
+        others = vectors[:, rests.shape[1]:dim].repeat_interleave(len(rests) // rows, 0)
+        rests = torch.cat([rests, others], 1) if others.shape[1] else rests
         pairs = _flat(book.candidates(rests, rows, beam + _SPARE), len(rests) // rows * size)
         parents, entries = pairs // size, pairs % size
-        left = rests.index_select(0, parents)
-        coded = left[:, :dim].sub_(book.entries.index_select(0, entries))    # the rest is the same in all of a row
-        errors = coded.square().sum(-1).view(rows, -1)
+        left = rests.index_select(0, parents).sub_(book.entries.index_select(0, entries))
+        errors = left.square().sum(-1).view(rows, -1)
         best = _flat(errors.sort(dim=1, stable=True).indices[:, :beam], errors.shape[1])
         rests = left.index_select(0, best)
         steps.append((parents.index_select(0, best), entries.index_select(0, best)))
@@ -175,8 +184,8 @@ def _search_one(vector: np.ndarray, plan: Plan) -> np.ndarray:
 
 
 def _half_power(vectors: Tensor) -> Tensor:
-    """Vectors (N, D) -> minus half of their squared lengths, (N, 1)."""
-    return vectors.square().sum(-1, keepdim=True) / -2
+    """Vectors (N, D) -> half of their squared lengths, (N, 1)."""
+    return vectors.square().sum(-1, keepdim=True) / 2
 
 
 def _best(values: Tensor, count: int) -> Tensor:

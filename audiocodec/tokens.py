@@ -8,8 +8,9 @@ from torch import Tensor
 from audiocodec import few, rangecoder, weights
 from audiocodec.entropy import BOOK_SIZE, EntropyConfig, EntropyModel
 from audiocodec.errors import ModelError, NacError
-from audiocodec.model import Decoder, Encoder, ModelConfig
+from audiocodec.model import CausalStack, Decoder, Encoder, ModelConfig
 from audiocodec.quantizer import ResidualQuantizer
+from audiocodec.whole import WholeLinear
 
 DEFAULT_MODEL = "nac-24k"
 _PASS = 1024                         # frames that go through a network at once
@@ -23,16 +24,20 @@ class Codec:
         self.device = choose_device(device)
         try:
             self.config = ModelConfig(**source.config["codec"])
-            encoder, quantizer, self.decoder = _build_networks(self.config, source.codec(), self.device)
+            networks = _build_networks(self.config, source.codec(), self.device)
             self.entropy = EntropyModel(EntropyConfig(**source.config["entropy"]), source.part("entropy"))
         except (KeyError, IndexError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise ModelError(f"{source.path}: the weights do not fit their configuration ({reason:.200})") from None
         if self.config.book_size != BOOK_SIZE:
             raise ModelError(f"{source.path}: books of {self.config.book_size} entries; expected {BOOK_SIZE}")
-        # In float64 rounding never decides between two entries, so codes do not depend on how audio is cut.
-        self.codebooks = quantizer.codebooks.cpu().numpy()        # float32 (K, V, D)
-        self.encoder, self.quantizer = encoder.double(), quantizer.double().freeze()
+        self.codebooks = networks[1].codebooks.cpu().numpy()      # float32 (K, V, D)
+        # In float64 rounding decides neither between two entries nor between two samples, so neither codes nor samples
+        # depend on the machine, or on how audio is cut.
+        self.encoder, self.quantizer, self.decoder = (network.double() for network in networks)
+        self.quantizer.freeze()
+        for stack in (self.encoder.network, self.decoder.network):
+            _make_whole(stack)
 
     @classmethod
     def load(cls, name: str = DEFAULT_MODEL, device: str = "auto") -> "Codec":
@@ -75,7 +80,7 @@ class Codec:
         return encoder(blocks, state)
 
     def decode_latents(self, latents: Tensor, num_books: Tensor, state: few.State) -> tuple[Tensor, few.State]:
-        """Latents (B, T, D), books used (B, T) -> blocks of samples (B, T, hop), and the decoder's next state."""
+        """Latents float64 (B, T, D), books used (B, T) -> blocks (B, T, hop), one late, and the decoder's next state."""
         decoder = self._few_decoder if self._suits_few(latents) else self.decoder
         return decoder(latents, num_books, state)
 
@@ -103,6 +108,11 @@ def _build_networks(config: ModelConfig, tensors: dict[str, np.ndarray], device:
                               for key, value in tensors.items() if key.startswith(prefix)})
         part.eval().requires_grad_(False).to(device)
     return parts
+
+
+def _make_whole(stack: CausalStack) -> None:
+    for block in stack.blocks:
+        block.expand, block.project = WholeLinear(block.expand), WholeLinear(block.project)
 
 
 def choose_device(device: str) -> str:
@@ -156,7 +166,7 @@ class StreamDecoder:
 
     def __init__(self, codec: Codec, batch: int):
         self._codec = codec
-        self._state = codec.decoder.start(torch.zeros(batch, 1, device=codec.device))
+        self._state = codec.decoder.start(torch.zeros(batch, 1, dtype=torch.float64, device=codec.device))
         self._started = False
 
     @torch.inference_mode()
@@ -173,6 +183,6 @@ class StreamDecoder:
         return samples[:, skip:]
 
     def _decode(self, codes: Tensor, num_books: Tensor) -> np.ndarray:
-        latents = self._codec.quantizer.decode(codes).transpose(1, 2).float()
+        latents = self._codec.quantizer.decode(codes).transpose(1, 2)
         blocks, self._state = self._codec.decode_latents(latents, num_books, self._state)
-        return blocks.flatten(1).cpu().numpy()
+        return blocks.flatten(1).float().cpu().numpy()

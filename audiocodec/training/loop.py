@@ -32,6 +32,7 @@ from audiocodec.weights import rounded
 CODEC_STAGES = STAGES[:3]
 _LOUDNESS_WINDOWS = 256, 768             # samples
 _SPECTRUM_WINDOW = 768                   # samples
+_PAYING = 0.7                            # share of items whose frames choose their depths by a price
 _LOG_UPDATES = 100
 _CHECKPOINT_SECONDS = 180
 _START, _REFIT = 1 << 40, 1 << 41        # numbers of batches that training itself never reaches
@@ -231,15 +232,15 @@ class Trainer:
     def _draw_rates(self) -> tuple[np.ndarray, np.ndarray]:
         """Each item's number of books, and the price of a book.
 
-        Half of the items pay a price: each frame takes as many books as are worth it. A quarter takes one of the
-        nominal rates, a quarter any number of books, small ones more often.
+        Most items pay a price, as files do: each frame takes as many books as are worth it. Of the others half take
+        one of the nominal rates, half any number of books, small ones more often.
         """
         batch, most = self.config.batch, self.config.model.num_books
         random = np.random.default_rng((self.config.seed, self.total_updates, self.team.rank))
         nominal = [n for n in (2, 4, 8, 16, 32) if n <= most]
         any_number = np.exp(random.uniform(math.log(1.5), math.log(most + 1), batch)).astype(np.int64).clip(1, most)
         constant = np.where(random.random(batch) < 0.5, random.choice(nominal, batch), any_number)
-        pays = random.random(batch) < 0.5
+        pays = random.random(batch) < _PAYING
         prices = np.exp(random.uniform(*np.log(PRICES), batch)).astype(np.float32)
         return constant, prices * pays
 
