@@ -26,14 +26,14 @@ class Encoder:
 
     def __init__(self, twin: model.Encoder):
         self._companding = twin.config.companding
-        self._spectrum = _Spectrum(twin.mdct)
+        self._mdct = _Transform(twin.mdct)
         self._linear = _matrix(twin.linear)
         self._network = _Stack(twin.network)
 
     def __call__(self, blocks: Tensor, state: State) -> tuple[Tensor, State]:
         """Blocks of samples (B, T, hop) -> latents (B, T, D) and the next state."""
         blocks, (before, past) = blocks.numpy(), _arrays(state)
-        real, magnitude = self._spectrum(np.concatenate([before, blocks], 1))
+        real, magnitude = self._mdct.analyse(np.concatenate([before, blocks], 1))
         companded = np.copysign(np.abs(real) ** self._companding, real)
         features = np.concatenate([companded, 0.5 * np.log10(magnitude + model.LOG_FLOOR) + 1], 2)
         learned, past = self._network(features, past)
@@ -49,7 +49,7 @@ class Decoder:
         self._linear = _matrix(twin.linear)
         self._books = twin.books.weight.numpy()
         self._network = _Stack(twin.network)
-        self._cosine = np.ascontiguousarray(twin.mdct.cosine.numpy().T)       # (hop, 2 hop)
+        self._mdct = _Transform(twin.mdct)
 
     def __call__(self, latents: Tensor, num_books: Tensor, state: State) -> tuple[Tensor, State]:
         """Latents (B, T, D), books they were made of (B, T) -> blocks (B, T, hop), one late, and the next state."""
@@ -57,24 +57,28 @@ class Decoder:
         learned, past = self._network(latents, past, self._books[num_books.numpy()])
         companded = latents @ self._linear + learned * _presence(latents)
         coefficients = np.copysign(np.abs(companded) ** self._power, companded)
-        frames = coefficients @ self._cosine
-        hop = frames.shape[2] // 2
-        early, late = frames[..., :hop], frames[..., hop:]
-        blocks = early + np.concatenate([overlap, late[:, :-1]], 1)
-        return torch.from_numpy(blocks), _tensors(late[:, -1:], past)
+        blocks, overlap = self._mdct.synthesise(coefficients, overlap)
+        return torch.from_numpy(blocks), _tensors(overlap, past)
 
 
-class _Spectrum:
-    """MDCT.analyse, with magnitudes in place of the MDST."""
+class _Transform:
+    """MDCT."""
 
     def __init__(self, twin: MDCT):
-        self._before, self._after = twin.before.numpy(), twin.after.numpy()
+        self._hop, self._before, self._after = twin.hop, twin.before.numpy(), twin.after.numpy()
 
-    def __call__(self, blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def analyse(self, blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Blocks (B, T + 1, hop) -> MDCT coefficients, and magnitudes of MDCT and MDST together, (B, T, hop)."""
         frames = np.concatenate([blocks[:, :-1], blocks[:, 1:]], 2)
-        spectrum = np.fft.fft(frames * self._before)[..., :len(self._after)] * self._after
+        spectrum = np.fft.fft(frames * self._before)[..., :self._hop] * self._after
         return spectrum.real, np.abs(spectrum)
+
+    def synthesise(self, coefficients: np.ndarray, overlap: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What MDCT.synthesise does."""
+        turned = np.fft.ifft(coefficients * self._after.conj(), 2 * self._hop, norm="forward")
+        frames = (turned * self._before.conj()).real.astype(coefficients.dtype)
+        early, late = frames[..., :self._hop], frames[..., self._hop:]
+        return early + np.concatenate([overlap, late[:, :-1]], 1), late[:, -1:]
 
 
 class _Stack:
@@ -82,24 +86,22 @@ class _Stack:
 
     def __init__(self, twin: model.CausalStack):
         self._kernel = twin.context + 1
-        self._enter = _matrix(twin.enter), twin.enter.bias.numpy()
+        self._enter, self._leave = _few(twin.enter), _few(twin.leave)
         self._blocks = [(block.taps.numpy(), block.norm.weight.numpy(), _few(block.expand), _few(block.project))
                         for block in twin.blocks]
-        self._leave = _after_norm(twin.norm, twin.leave), twin.leave.bias.numpy()
+        self._norm = twin.norm.weight.numpy()
 
     def __call__(self, x: np.ndarray, state: list[np.ndarray],
                  condition: np.ndarray | float = 0.0) -> tuple[np.ndarray, list[np.ndarray]]:
         """x (B, T, inputs), state, condition added after the first layer -> (B, T, outputs) and the next state."""
         windows = _windows(x.shape[1], self._kernel)
-        weights, bias = self._enter
-        x, after = x @ weights + bias + condition, []
+        x, after = self._enter(x) + condition, []
         for past, (taps, norm, expand, project) in zip(state, self._blocks):
             seen = np.concatenate([past, x], 1)
             after.append(seen[:, x.shape[1]:])
             mixed = _normalised(np.einsum("btkw,kw->btw", seen.take(windows, 1), taps)) * norm
             x = x + project(_gelu(expand(mixed)))
-        weights, bias = self._leave
-        return _normalised(x) @ weights + bias, after
+        return self._leave(_normalised(x) * self._norm), after
 
 
 def _arrays(state: State) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -127,11 +129,6 @@ def _few(layer: model.nn.Linear | WholeLinear) -> Callable[[np.ndarray], np.ndar
         return layer.few
     weights, bias = _matrix(layer), layer.bias.numpy()
     return lambda x: x @ weights + bias
-
-
-def _after_norm(norm: model.RMSNorm, layer: model.nn.Linear) -> np.ndarray:
-    """The weights of a layer and of the norm before it in one, (inputs, outputs)."""
-    return norm.weight.numpy()[:, None] * _matrix(layer)
 
 
 def _normalised(x: np.ndarray) -> np.ndarray:

@@ -13,20 +13,18 @@ from torch import Tensor, nn
 
 
 class MDCT(nn.Module):
-    """The transform by an FFT of complex numbers, and back by one product of matrices."""
+    """The transform by one FFT of complex numbers for each frame, either way."""
 
     def __init__(self, hop: int):
         super().__init__()
         self.hop = hop
-        n = torch.arange(2 * hop, dtype=torch.float64)[:, None]
-        k = torch.arange(hop, dtype=torch.float64)[None, :]
-        angle = math.pi / hop * (n + 0.5 + hop / 2) * (k + 0.5)
+        n = torch.arange(2 * hop, dtype=torch.float64)
+        k = torch.arange(hop, dtype=torch.float64)
         window = math.sqrt(2 / hop) * torch.sin(math.pi / (2 * hop) * (n + 0.5))
-        self.register_buffer("cosine", window * torch.cos(angle), persistent=False)  # (2 hop, hop)
-        # exp(-i angle) is what comes before the FFT, times its own kernel exp(-i pi / hop n k), times what comes after.
-        before, after = math.pi / (2 * hop) * n[:, 0], math.pi / hop * (0.5 + hop / 2) * (k[0] + 0.5)
-        self.register_buffer("before", window[:, 0] * torch.exp(-1j * before), persistent=False)     # (2 hop,)
-        self.register_buffer("after", torch.exp(-1j * after), persistent=False)                      # (hop,)
+        # exp(-i pi / hop (n + 1/2 + hop / 2) (k + 1/2)) is the FFT's own exp(-i pi / hop n k), and these before and after.
+        before, after = math.pi / (2 * hop) * n, math.pi / hop * (0.5 + hop / 2) * (k + 0.5)
+        self.register_buffer("before", window * torch.exp(-1j * before), persistent=False)     # (2 hop,)
+        self.register_buffer("after", torch.exp(-1j * after), persistent=False)                # (hop,)
 
     def analyse(self, blocks: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
         """Blocks (B, T, hop) and the block before them (B, 1, hop) -> MDCT and MDST coefficients, each (B, T, hop)."""
@@ -41,6 +39,8 @@ class MDCT(nn.Module):
         `overlap` (B, 1, hop) is what the call before returned; zeros at the start. The first block ever returned is the
         one before the audio, and is to be dropped.
         """
-        frames = coefficients @ self.cosine.to(coefficients).T
+        precision = coefficients.dtype.to_complex()
+        turned = torch.fft.ifft(coefficients * self.after.conj().to(precision), 2 * self.hop, norm="forward")
+        frames = (turned * self.before.conj().to(precision)).real
         early, late = frames.split(self.hop, 2)
         return early + torch.cat([overlap, late[:, :-1]], 1), late[:, -1:]

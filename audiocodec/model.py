@@ -8,6 +8,7 @@ normalization", NeurIPS 2019.
 Inside this module tensors run (batch, frames, channels): all work is then large matrix products over rows.
 """
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -109,6 +110,12 @@ class CausalStack(nn.Module):
         self.leave = nn.Linear(width, outputs)
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)
+
+    def replace_layers(self, kind: Callable[[nn.Linear], nn.Module]) -> None:
+        """Put other layers in place of all linear ones."""
+        self.enter, self.leave = kind(self.enter), kind(self.leave)
+        for block in self.blocks:
+            block.expand, block.project = kind(block.expand), kind(block.project)
 
     def start(self, like: Tensor) -> list[Tensor]:
         """The state before the first frame, for the batch, type and device of `like`."""

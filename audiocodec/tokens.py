@@ -8,7 +8,7 @@ from torch import Tensor
 from audiocodec import few, rangecoder, weights
 from audiocodec.entropy import BOOK_SIZE, EntropyConfig, EntropyModel
 from audiocodec.errors import ModelError, NacError
-from audiocodec.model import CausalStack, Decoder, Encoder, ModelConfig
+from audiocodec.model import Decoder, Encoder, ModelConfig
 from audiocodec.quantizer import ResidualQuantizer
 from audiocodec.whole import WholeLinear
 
@@ -37,7 +37,7 @@ class Codec:
         self.encoder, self.quantizer, self.decoder = (network.double() for network in networks)
         self.quantizer.freeze()
         for stack in (self.encoder.network, self.decoder.network):
-            _make_whole(stack)
+            stack.replace_layers(WholeLinear)
 
     @classmethod
     def load(cls, name: str = DEFAULT_MODEL, device: str = "auto") -> "Codec":
@@ -80,7 +80,7 @@ class Codec:
         return encoder(blocks, state)
 
     def decode_latents(self, latents: Tensor, num_books: Tensor, state: few.State) -> tuple[Tensor, few.State]:
-        """Latents float64 (B, T, D), books used (B, T) -> blocks (B, T, hop), one late, and the decoder's next state."""
+        """Latents float64 (B, T, D), books used (B, T) -> blocks (B, T, hop), one late, and the next state."""
         decoder = self._few_decoder if self._suits_few(latents) else self.decoder
         return decoder(latents, num_books, state)
 
@@ -108,11 +108,6 @@ def _build_networks(config: ModelConfig, tensors: dict[str, np.ndarray], device:
                               for key, value in tensors.items() if key.startswith(prefix)})
         part.eval().requires_grad_(False).to(device)
     return parts
-
-
-def _make_whole(stack: CausalStack) -> None:
-    for block in stack.blocks:
-        block.expand, block.project = WholeLinear(block.expand), WholeLinear(block.project)
 
 
 def choose_device(device: str) -> str:

@@ -12,7 +12,8 @@ from safetensors.numpy import save as to_bytes
 from audiocodec.errors import ModelError
 
 IDENTITY_SIZE = 6
-_IN_BYTES = ".codebooks", ".expand.weight", ".project.weight"    # ends of names of tensors with a byte a number
+_IN_BYTES = tuple(f".{name}" for name in (       # ends of names of tensors with a byte a number
+    "codebooks", "enter.weight", "expand.weight", "project.weight", "leave.weight"))
 _STEPS = ".steps"                # added to such a name: what 1 means in each row
 _PACKAGE = Path(__file__).parent
 _FOLDERS = (_PACKAGE / "models", _PACKAGE.parent / "weights")    # in an installed package, in a checkout

@@ -29,13 +29,13 @@ class WholeLinear(nn.Module):
         """x (..., K) -> (..., N)."""
         rows = x.flatten(0, -2)
         unit = rows.abs().amax(1, keepdim=True).clamp_min_(_TINY).div_(self._most)
-        sums = _two_byte_product((rows / unit).round_(), self._weight).to(x.dtype)
+        sums = _two_byte_product((rows * unit.reciprocal()).round_(), self._weight).to(x.dtype)
         return sums.mul_(self._steps).mul_(unit).add_(self._bias).unflatten(0, x.shape[:-1])
 
     def few(self, x: np.ndarray) -> np.ndarray:
         """The same for a few rows (..., K), as arrays."""
         unit = np.maximum(np.abs(x).max(-1, keepdims=True), x.dtype.type(_TINY)) / self._most
-        rows = np.rint(x / unit).reshape(-1, x.shape[-1])
+        rows = np.rint(x * (1 / unit)).reshape(-1, x.shape[-1])
         sums = _two_byte_product_of_few(rows, self._weight).astype(x.dtype).reshape(*x.shape[:-1], -1)
         return sums * self._steps.numpy() * unit + self._bias.numpy()
 
@@ -87,5 +87,5 @@ def _multiplies_bytes(device: str) -> bool:
     """Whether this device is quick with bytes, and without sums of 16 bits, which overflow on CPUs before VNNI."""
     if device != "cpu" or not hasattr(torch, "_int_mm") or not getattr(torch.cpu, "_is_vnni_supported", bool)():
         return False
-    rows = torch.tensor([[-128, 127], [127, -128]], dtype=torch.int8).repeat(8, 64)
+    rows = torch.tensor([[-128, -128], [-128, 127], [127, -128], [127, 127]], dtype=torch.int8).repeat(8, 64)
     return torch.equal(torch._int_mm(rows, rows.T.contiguous()), rows.int() @ rows.int().T)

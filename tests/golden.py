@@ -1,17 +1,19 @@
-"""Golden files: small .nac files and the SHA-256 of the codes in them.
+"""Golden files: small .nac files, and the SHA-256 of the codes in them and of the samples that come of these.
 
-    python tests/golden.py     # makes them anew, with the released weights; needed only when these change
+    python tests/golden.py            # makes them anew, with the released weights; needed only when these change
+    python tests/golden.py --check    # whether they come out the same here, by whatever the environment has set
 """
 import hashlib
 import io
 import itertools
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 
-from audiocodec import audio, container
-from audiocodec.codec import Codec, encode
+from audiocodec import audio, container, decoding
+from audiocodec.codec import Codec, StreamDecoder, encode
 from audiocodec.rangecoder import Shape
 
 FOLDER = Path(__file__).parent / "data"
@@ -32,7 +34,31 @@ def codes_hash(data: bytes, codec: Codec) -> str:
     return digest.hexdigest()
 
 
-def main() -> None:
+def samples_hash(data: bytes, codec: Codec) -> str:
+    """The SHA-256 of a .nac file's samples at the model's rate, little-endian float32, segment by segment (C, n)."""
+    digest = hashlib.sha256()
+    reader = container.Reader(io.BytesIO(data))
+    decoder = StreamDecoder(codec, reader.header.channels)
+    excerpt = decoding.find_excerpt(reader, codec, None, None, False)
+    for codes, depths in decoding.read_codes(reader, codec, [], excerpt):
+        digest.update(decoder.push(codes, depths).astype("<f4").tobytes())
+    return digest.hexdigest()
+
+
+def hashes_of(name: str, codec: Codec) -> dict[str, str]:
+    """What is kept of a golden file."""
+    data = (FOLDER / name).read_bytes()
+    return {"codes": codes_hash(data, codec), "samples": samples_hash(data, codec)}
+
+
+def check() -> None:
+    """Exit with an error if a golden file comes out otherwise than it was."""
+    codec = Codec.load(device="cpu")
+    changed = [name for name, kept in json.loads(HASHES.read_text()).items() if hashes_of(name, codec) != kept]
+    sys.exit(f"changed: {', '.join(changed)}" if changed else 0)
+
+
+def make() -> None:
     samples, rate = audio.read(_EXAMPLE)
     codec, hashes = Codec.load(device="cpu"), {}
     for kbps, channels, entropy in itertools.product((1.5, 6, 24), (1, 2), (True, False)):
@@ -41,9 +67,9 @@ def main() -> None:
         clip = samples[:, :seconds * rate] if channels == 2 else samples[:, :seconds * rate].mean(0, keepdims=True)
         data = encode(np.ascontiguousarray(clip), rate, kbps, cbr=kbps == 6, entropy=entropy)
         (FOLDER / name).write_bytes(data)
-        hashes[name] = codes_hash(data, codec)
+        hashes[name] = hashes_of(name, codec)
     HASHES.write_text(json.dumps(hashes, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    check() if sys.argv[1:] == ["--check"] else make()
