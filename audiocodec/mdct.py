@@ -21,7 +21,7 @@ class MDCT(nn.Module):
         n = torch.arange(2 * hop, dtype=torch.float64)
         k = torch.arange(hop, dtype=torch.float64)
         window = math.sqrt(2 / hop) * torch.sin(math.pi / (2 * hop) * (n + 0.5))
-        # exp(-i pi / hop (n + 1/2 + hop / 2) (k + 1/2)) is the FFT's own exp(-i pi / hop n k), and these before and after.
+        # exp(-i pi / hop (n + 1/2 + hop / 2) (k + 1/2)) is the FFT's exp(-i pi / hop n k) with these before and after.
         before, after = math.pi / (2 * hop) * n, math.pi / hop * (0.5 + hop / 2) * (k + 0.5)
         self.register_buffer("before", window * torch.exp(-1j * before), persistent=False)     # (2 hop,)
         self.register_buffer("after", torch.exp(-1j * after), persistent=False)                # (hop,)

@@ -81,7 +81,7 @@ def load(name: str) -> Weights:
 
 
 def codec_tensors(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What `Weights.codec` gives -> the tensors of a file: float16, but the codebooks and the largest matrices int8.
+    """What `Weights.codec` gives -> the tensors of a file: float16, but codebooks and layers of the networks int8.
 
     These count steps of a 127th of their row's largest number, which is an error of some 40 dB under the row.
     """

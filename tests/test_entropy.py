@@ -230,6 +230,10 @@ def test_training_ends_in_an_integer_model_that_does_what_its_twin_does():
         codes[None], codebooks, config=TINY, updates=1, batch=2, rate=1e-6, begun=tensors)
     assert begun.answer == config.answer and all((again[name] == tensors[name]).all() for name in tensors)
     assert goes_on["integer"] == report["integer"]
+    deeper, more, goes_on = training.train_entropy(          # a new layer adds nothing yet
+        codes[None], codebooks, config=replace(TINY, layers=3), updates=1, batch=2, rate=1e-6, begun=tensors)
+    assert deeper.layers == 3 and more["layers.2.first"].any()
+    assert goes_on["integer"] == report["integer"]
 
     net = training.EntropyNet(TINY)
     net.start_from(codebooks, training.class_ranks(codebooks))

@@ -52,8 +52,8 @@ def train_entropy(codes: np.ndarray, codebooks: np.ndarray, *, config: EntropyCo
     Returns the configuration with its answer, the integer tensors, and a report: bits per code of each book on the
     last twentieth of the codes, which are not trained on, for the integer model and for its twin without any rounding.
     `log(updates, seconds, bits)` is called now and then with the mean bits per code. A `checkpoint` that exists is
-    where it goes on. begun: the integer tensors of a model of this configuration to begin from, at a third of the
-    rate, since what it knows is to be kept.
+    where it goes on. begun: the integer tensors of a model of this configuration, but perhaps of fewer layers, to
+    begin from, at a third of the rate, since what it knows is to be kept.
     """
     torch.manual_seed(seed)
     ranks = begun["order"].astype(np.int64) if begun else class_ranks(codebooks[:config.num_books])
@@ -198,9 +198,11 @@ class EntropyNet(nn.Module):
 
     @torch.no_grad()
     def start_from_integers(self, tensors: dict[str, np.ndarray]) -> None:
-        """Start from what `integers` gave."""
+        """Start from what `integers` gave; layers that it lacked stay as they are, and add nothing yet."""
         for name, value in self.named_parameters():
             place, number = _place(name)
+            if name.startswith("layers.") and place not in tensors:
+                continue
             found = tensors[place] if number is None else tensors[place][number]
             found = (found.astype(np.float64) - _offset(name)) / _steps(name)
             value.copy_(torch.from_numpy(found))

@@ -135,12 +135,13 @@ def finish(trainer: Trainer, about: dict) -> Path:
 
 
 def _begun_entropy(path: Path, config: TrainConfig) -> dict[str, np.ndarray] | None:
-    """The entropy model of the weights that a run began from, if there are any, and they have one of the same sizes."""
+    """The entropy model of the weights that a run began from, if it has the same sizes, or fewer layers."""
     if not path.exists():
         return None
     begun = weights.load(str(path))
     sizes = EntropyConfig(**begun.config["entropy"] | {"answer": ""})
-    return begun.part("entropy") if sizes == config.entropy else None
+    layers = max(sizes.layers, config.entropy.layers)
+    return begun.part("entropy") if replace(sizes, layers=layers) == config.entropy else None
 
 
 def _codes(trainer: Trainer, path: Path) -> np.ndarray:
