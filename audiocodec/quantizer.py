@@ -93,7 +93,7 @@ class _Book:
         numbers, steps = counted(self.entries)
         self._numbers, self._steps = prepared(numbers.T, torch.float32), steps.float()
         self._minus_half = -_half_power(self.entries).float()[:, 0]
-        self._minus_half[self._minus_half.eq(0).nonzero()[1:]] = _FAR    # one zero is enough: ties are left to chance
+        self._minus_half[self._minus_half.eq(0).nonzero()[1:]] = _FAR    # one zero will do; ties are left to chance
         self._group = math.gcd(len(entries), _GROUP)
         self.array, self._step_array, self._minus_half_array = (
             x.cpu().numpy() for x in (self.entries, self._steps, self._minus_half))
@@ -101,7 +101,7 @@ class _Book:
     def candidates(self, rests: Tensor, rows: int, count: int) -> Tensor:
         """Rests (rows M, D), M of each row -> the `count` nearest pairs of rest and entry, (rows, n), sorted.
 
-        A pair is numbered rest * V + entry, from its row's first. Found by rests rounded to bytes, which is quick;
+        A pair is numbered rest * V + entry, from its row's first. Found with rests rounded to bytes, which is quick;
         whoever asks decides between the best ones in full precision.
         """
         power = _half_power(rests).float()
@@ -122,7 +122,8 @@ class _Book:
         """The same of one row's rests (M, D or more), as arrays: (n,)."""
         coded = rests[:, :self.array.shape[1]]
         unit = max(np.abs(coded).max(), _LEAST) / LARGEST
-        closeness = byte_product_of_few(np.rint(coded / unit), self._numbers) * self._step_array
+        closeness = byte_product_of_few(np.rint(coded / unit), self._numbers).astype(np.float32)
+        closeness *= self._step_array
         closeness *= np.float32(unit)
         closeness += self._minus_half_array
         closeness -= np.float32(np.einsum("md,md->m", coded, coded) / 2)[:, None]
