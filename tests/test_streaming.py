@@ -198,29 +198,32 @@ def test_reset_is_as_good_as_new(speech):
 
 def test_a_loop_of_13_ms_packets_with_losses(speech):
     speech = speech[:, 15_000:15_000 + 75 * HOP]
-    encoder = StreamEncoder(codebooks=8, packet_frames=1, entropy=False)
-    told, untold = StreamDecoder(packet_frames=1), StreamDecoder(packet_frames=1)
-    whole = received(StreamDecoder(packet_frames=1), sent(encoder, speech))
-    encoder.reset()
-    is_lost = np.random.default_rng(3).random(75) < 0.05
-    is_lost[[0, 50, 51, 52]] = True
-    heard, heard_late = [], []
-    for at, lost in zip(range(0, speech.shape[1], HOP), is_lost):
-        packet = encoder.push(speech[:, at:at + HOP])
-        heard.append(told.push(None if lost else packet))
-        assert heard[-1].shape[1] == (HOP if at else 0)
-        if not lost:
-            heard_late.append(untold.push(packet))
-    end = encoder.flush()
-    heard, heard_late = (np.concatenate([*samples, decoder.push(end), decoder.flush()], 1)
-                         for samples, decoder in ((heard, told), (heard_late, untold)))
-    assert heard.shape == whole.shape
-    assert heard_late.shape[1] == whole.shape[1] - HOP       # it could not know of the first packet
-    silent = whole.copy()
-    for frame in np.flatnonzero(is_lost):
-        silent[:, max(0, frame - 1) * HOP:(frame + 1) * HOP] = 0
-    assert snr(whole, heard) > snr(whole, silent) + 1        # dB
-    assert np.abs(heard).max() < 1.2
+    packets_sent = sent(StreamEncoder(codebooks=8, packet_frames=1, entropy=False), speech)
+    whole = received(StreamDecoder(packet_frames=1), packets_sent)
+    gains = []
+    for seed in range(3, 7):
+        encoder = StreamEncoder(codebooks=8, packet_frames=1, entropy=False)
+        told, untold = StreamDecoder(packet_frames=1), StreamDecoder(packet_frames=1)
+        is_lost = np.random.default_rng(seed).random(75) < 0.05
+        is_lost[[0, 50, 51, 52]] = True
+        heard, heard_late = [], []
+        for at, lost in zip(range(0, speech.shape[1], HOP), is_lost):
+            packet = encoder.push(speech[:, at:at + HOP])
+            heard.append(told.push(None if lost else packet))
+            assert heard[-1].shape[1] == (HOP if at else 0)
+            if not lost:
+                heard_late.append(untold.push(packet))
+        end = encoder.flush()
+        heard, heard_late = (np.concatenate([*samples, decoder.push(end), decoder.flush()], 1)
+                             for samples, decoder in ((heard, told), (heard_late, untold)))
+        assert heard.shape == whole.shape
+        assert heard_late.shape[1] == whole.shape[1] - HOP       # it could not know of the first packet
+        assert np.abs(heard).max() < 1.2
+        silent = whole.copy()
+        for frame in np.flatnonzero(is_lost):
+            silent[:, max(0, frame - 1) * HOP:(frame + 1) * HOP] = 0
+        gains.append(snr(whole, heard) - snr(whole, silent))
+    assert np.mean(gains) > 1        # dB; one pattern of losses alone may have little to win
 
 
 def test_after_a_loss_predicted_packets_go_on_with_the_next_key_packet(speech):

@@ -421,7 +421,7 @@ def test_a_model_of_few_books_needs_no_other_settings(tmp_path):
 def test_the_configuration_and_the_code_agree():
     settings = configs.load("nac-24k")
     assert settings.model == ModelConfig(coarse_books=[8], coarse_dims=[64])
-    assert settings.entropy == EntropyConfig(turns=(1, 1, 2, 4, 8))
+    assert settings.entropy == EntropyConfig(layers=4, turns=(1, 1, 2, 4, 8))
     for preset in configs.presets():
         assert configs.load(preset).model.book_size == 1024
 
