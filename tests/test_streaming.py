@@ -198,22 +198,22 @@ def test_reset_is_as_good_as_new(speech):
 
 def test_a_loop_of_13_ms_packets_with_losses(speech):
     speech = speech[:, 15_000:15_000 + 75 * HOP]
-    packets_sent = sent(StreamEncoder(codebooks=8, packet_frames=1, entropy=False), speech)
-    whole = received(StreamDecoder(packet_frames=1), packets_sent)
+    encoder = StreamEncoder(codebooks=8, packet_frames=1, entropy=False)
+    whole = received(StreamDecoder(packet_frames=1), sent(encoder, speech))
+    encoder.reset()
+    pushed = [encoder.push(speech[:, at:at + HOP]) for at in range(0, speech.shape[1], HOP)]
+    end = encoder.flush()
     gains = []
     for seed in range(3, 7):
-        encoder = StreamEncoder(codebooks=8, packet_frames=1, entropy=False)
         told, untold = StreamDecoder(packet_frames=1), StreamDecoder(packet_frames=1)
         is_lost = np.random.default_rng(seed).random(75) < 0.05
         is_lost[[0, 50, 51, 52]] = True
         heard, heard_late = [], []
-        for at, lost in zip(range(0, speech.shape[1], HOP), is_lost):
-            packet = encoder.push(speech[:, at:at + HOP])
+        for number, (packet, lost) in enumerate(zip(pushed, is_lost)):
             heard.append(told.push(None if lost else packet))
-            assert heard[-1].shape[1] == (HOP if at else 0)
+            assert heard[-1].shape[1] == (HOP if number else 0)
             if not lost:
                 heard_late.append(untold.push(packet))
-        end = encoder.flush()
         heard, heard_late = (np.concatenate([*samples, decoder.push(end), decoder.flush()], 1)
                              for samples, decoder in ((heard, told), (heard_late, untold)))
         assert heard.shape == whole.shape
