@@ -7,6 +7,8 @@ Chae et al.: "Variable bitrate residual vector quantization for audio coding", 2
 What is left of a latent after n books counts by its length, not by its square: a compromise between equal distances
 in all frames and equal ratios to what the frames hold, which PESQ and SI-SDR favour both (docs/design.md).
 """
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -25,17 +27,22 @@ def choose_depths(norms: Tensor, prices: Tensor | float, least: int) -> Tensor:
     return least + (norms + prices * torch.arange(norms.shape[1], device=norms.device)[:, None]).argmin(1)
 
 
-def norms_left(codes: np.ndarray, codebooks: np.ndarray) -> np.ndarray:
+def norms_left(codes: np.ndarray, codebooks: Sequence[np.ndarray]) -> np.ndarray:
     """About what is left of frames after 0, 1, ... K books, judged by their codes (C, K, T): float32 (C, K + 1, T).
 
-    codebooks: float32 (K or more, V, D). Depths chosen so score as those chosen by the latents themselves to 0.01 of
-    PESQ, if there are twice as many books as are used on average.
+    codebooks: float32 (V, D) of each of the K books, or of more. An earlier one may have fewer of the latents.
+    Depths chosen so score as those chosen by the latents themselves to 0.01 of PESQ, if there are twice as many books
+    as are used on average.
     """
     channels, books, frames = codes.shape
-    left = np.zeros((channels, frames, codebooks.shape[2]), np.float32)
+    left = np.zeros((channels, frames, codebooks[books - 1].shape[1]), np.float32)
     energy = np.zeros((channels, books + 1, frames), np.float32)
+    beyond = np.zeros((channels, frames), np.float32)       # the energy of latents that no earlier book has
     for k in range(books - 1, -1, -1):
-        left += codebooks[k].take(codes[:, k], 0)
-        energy[:, k] = np.square(left).sum(2)
+        book = codebooks[k]
+        left, others = left[..., :book.shape[1]], left[..., book.shape[1]:]
+        beyond += np.square(others).sum(2)
+        left += book.take(codes[:, k], 0)
+        energy[:, k] = np.square(left).sum(2) + beyond
     energy += _TAIL * energy[:, books * 3 // 4, None]
     return np.sqrt(energy)

@@ -43,7 +43,11 @@ class ResidualQuantizer(nn.Module):
         return self
 
     def _prepared(self, num_books: int) -> list["_Book"]:
-        return [_Book(book[:, :dim]) for book, dim in zip(self.codebooks[:num_books], self.dims)]
+        return [_Book(entries) for entries in self.entries()[:num_books]]
+
+    def entries(self) -> list[Tensor]:
+        """Of each book, (V, D), D the latents that it codes."""
+        return [book[:, :dim] for book, dim in zip(self.codebooks, self.dims)]
 
     def encode(self, latents: Tensor, num_books: int, likely: int | None = None) -> Tensor:
         """Latents (B, D, T) -> codes (B, K, T): of each frame, a sum of entries that comes near.
@@ -68,7 +72,10 @@ class ResidualQuantizer(nn.Module):
         """Codes (B, K, T) -> latents (B, D, T), the sum of the chosen entries."""
         if self._books is not None and codes.shape[2] <= _FEW and not codes.is_cuda:
             return torch.from_numpy(self._decode_few(codes.numpy())).transpose(1, 2)
-        total = sum(book[index] for book, index in zip(self.codebooks[:codes.shape[1]], codes.unbind(1)))
+        batch, _, frames = codes.shape
+        total = self.codebooks.new_zeros(batch, frames, self.codebooks.shape[2])
+        for entries, index in zip(self.entries(), codes.unbind(1)):
+            total[..., :entries.shape[1]] += entries[index]
         return total.transpose(1, 2)
 
     def _decode_few(self, codes: np.ndarray) -> np.ndarray:
@@ -89,7 +96,7 @@ class _Book:
     """One codebook, ready to be searched."""
 
     def __init__(self, entries: Tensor):
-        self.entries = entries.contiguous()                                     # (V, D), D the latents that it codes
+        self.entries = entries.contiguous()                                     # (V, D)
         numbers, steps = counted(self.entries)
         self._numbers, self._steps = prepared(numbers.T, torch.float32), steps.float()
         self._minus_half = -_half_power(self.entries).float()[:, 0]
