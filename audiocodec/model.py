@@ -29,7 +29,7 @@ class ModelConfig:
     sample_rate: int = 24_000   # Hz
     hop: int = 320              # samples per frame; the MDCT window is twice this
     companding: float = 0.6     # power applied to MDCT magnitudes
-    latent_dim: int = 128
+    latent_dim: int = 256
     encoder_width: int = 256
     encoder_blocks: int = 6
     decoder_width: int = 384

@@ -391,7 +391,7 @@ def test_a_killed_command_goes_on(folder, tmp_path):
     ("[model]\nbook_size = 512", "model.book_size = 512; expected 1024"),
     ("[model]\nnum_books = 33", "model.num_books = 33; expected 1 to 32"),
     ("[model]\nlatent_dim = 321", "model.latent_dim = 321; expected the hop, 320, or less"),
-    ("[model]\ncoarse_dims = [64, 96]", "model.coarse_books = [8], coarse_dims = [64, 96]; expected as many of both"),
+    ("[model]\ncoarse_dims = [64]", "model.coarse_books = [8, 8], coarse_dims = [64]; expected as many of both"),
     ("[model]\ncoarse_books = [4, 4]\ncoarse_dims = [64, 32]", "the dims in rising order"),
     ("[entropy]\nheads = 3", "entropy.width = 128; expected a multiple of the heads, 3"),
     ("[entropy]\nwindow = 257", "entropy.window = 257; expected 1 to 256"),
@@ -420,7 +420,7 @@ def test_a_model_of_few_books_needs_no_other_settings(tmp_path):
 
 def test_the_configuration_and_the_code_agree():
     settings = configs.load("nac-24k")
-    assert settings.model == ModelConfig(coarse_books=[8], coarse_dims=[64])
+    assert settings.model == ModelConfig(coarse_books=[8, 8], coarse_dims=[64, 128])
     assert settings.entropy == EntropyConfig(layers=4, turns=(1, 1, 2, 4, 8))
     for preset in configs.presets():
         assert configs.load(preset).model.book_size == 1024
