@@ -198,5 +198,5 @@ class _Draft:
 
 def added_energy(codec: Codec, codes: np.ndarray) -> np.ndarray:
     """Codes (C, K, T) -> the energy of what each book adds to each channel, (C, K)."""
-    energies = codec.quantizer.codebooks.square().sum(-1).cpu().numpy()
+    energies = [entries.square().sum(-1).cpu().numpy() for entries in codec.quantizer.entries()]
     return np.array([[energy[index].sum() for energy, index in zip(energies, channel)] for channel in codes])

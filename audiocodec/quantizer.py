@@ -38,8 +38,9 @@ class ResidualQuantizer(nn.Module):
         return cls(config.num_books, config.book_size, config.latent_dim, config.book_dims)
 
     def freeze(self) -> "ResidualQuantizer":
-        """Prepare the codebooks for many searches; they must stay as they are from now on."""
-        self._books = self._prepared(len(self.codebooks))
+        """Prepare the codebooks for many searches; from now on only `entries` has them, which saves memory."""
+        self._books = [_Book(entries.clone()) for entries in self.entries()]
+        self.codebooks = self.codebooks.new_zeros(0, *self.codebooks.shape[1:])
         return self
 
     def _prepared(self, num_books: int) -> list["_Book"]:
@@ -47,6 +48,8 @@ class ResidualQuantizer(nn.Module):
 
     def entries(self) -> list[Tensor]:
         """Of each book, (V, D), D the latents that it codes."""
+        if self._books is not None:
+            return [book.entries for book in self._books]
         return [book[:, :dim] for book, dim in zip(self.codebooks, self.dims)]
 
     def encode(self, latents: Tensor, num_books: int, likely: int | None = None) -> Tensor:
