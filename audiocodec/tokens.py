@@ -31,13 +31,17 @@ class Codec:
             raise ModelError(f"{source.path}: the weights do not fit their configuration ({reason:.200})") from None
         if self.config.book_size != BOOK_SIZE:
             raise ModelError(f"{source.path}: books of {self.config.book_size} entries; expected {BOOK_SIZE}")
-        self.codebooks = [book.cpu().numpy().copy() for book in networks[1].entries()]       # float32 (V, D) each
         # In float64 rounding decides neither between two entries nor between two samples, so neither codes nor samples
         # depend on the machine, or on how audio is cut.
         self.encoder, self.quantizer, self.decoder = (network.double() for network in networks)
         self.quantizer.freeze()
         for stack in (self.encoder.network, self.decoder.network):
             stack.replace_layers(WholeLinear)
+
+    @cached_property
+    def codebooks(self) -> list[np.ndarray]:
+        """The entries of each book, float32 (V, D), D the latents that it codes; only encoding asks for them."""
+        return [entries.float().cpu().numpy() for entries in self.quantizer.entries()]
 
     @classmethod
     def load(cls, name: str = DEFAULT_MODEL, device: str = "auto") -> "Codec":
