@@ -43,9 +43,6 @@ class ResidualQuantizer(nn.Module):
         self.codebooks = self.codebooks.new_zeros(0, *self.codebooks.shape[1:])
         return self
 
-    def _prepared(self, num_books: int) -> list["_Book"]:
-        return [_Book(entries) for entries in self.entries()[:num_books]]
-
     def entries(self) -> list[Tensor]:
         """Of each book, (V, D), D the latents that it codes."""
         if self._books is not None:
@@ -60,7 +57,7 @@ class ResidualQuantizer(nn.Module):
         likely: how many of the books most frames will use (None: all); the beam narrows after these.
         """
         batch, _, frames = latents.shape
-        books = self._prepared(num_books) if self._books is None else self._books[:num_books]
+        books = (self._books or [_Book(entries) for entries in self.entries()[:num_books]])[:num_books]
         plan = list(zip(books, _beams(num_books, num_books if likely is None else likely)))
         rows = latents.transpose(1, 2).flatten(0, 1)
         if len(rows) <= _FEW and not rows.is_cuda:
