@@ -347,6 +347,7 @@ def train(sources, run, config, valid, minutes, updates, stages, seed, init, res
     if resume and init:
         raise click.UsageError("--resume and --init exclude each other.")
     from audiocodec.training import config as configs
+    from audiocodec.training import distributed
     from audiocodec.training import run as training
 
     failures = _Failures()
@@ -369,6 +370,8 @@ def train(sources, run, config, valid, minutes, updates, stages, seed, init, res
             click.echo(f"{made}: done; --resume --stages entropy makes model.safetensors of it", err=True)
         elif made:
             click.echo(f"{made}: done; nac encode --model {made} ...", err=True)
+        else:
+            distributed.leave()
     failures.exit()
 
 
