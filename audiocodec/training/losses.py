@@ -14,7 +14,7 @@ _BARK_STEP = 0.5             # between the centres of bands
 _FULL_SCALE_LEVEL = 103.0    # dB SPL at which a sine of amplitude 1 is taken to be played
 _ADDED_FROM, _ADDED_TO = 3.0, 12.0     # weights of added sound: less counts nothing, more counts as much
 _ERB_STEP = 1.25             # between the centres of bands, in ERB numbers
-_FAINT_POWER = 1e-6          # of a band in windows of 80 ms, under which there is silence
+_FAINT_POWER = 5e-4          # of a band in windows of 80 ms, under which there is silence: a step of 16 bits, about
 _FLAT = 0.2                  # variance in dB^2 under which there is no structure to match
 _HUSH = 50.0                 # power in a band, of which 1 is at 0 dB SPL, that additions have to rise above
 
@@ -99,7 +99,7 @@ class SpectrumDistance(nn.Module):
 class StructureDistance(nn.Module):
     """How differently the levels of neighbouring moments and bands rise and fall, in dB: 1 - correlation.
 
-    Windows of 80 ms every 20 ms, summed in bands like those of the ear, down to 45 dB under the loudest band of a
+    Windows of 80 ms every 20 ms, summed in bands like those of the ear, down to 90 dB under the loudest band of a
     moment; correlated over three moments by three bands. A tenth of the levels' difference in dB is added, since
     correlation does not know of levels. Hines, Harte: "Speech intelligibility prediction using a neurogram similarity
     index measure", 2012; ERB bands after Glasberg and Moore 1990, filters after Patterson et al. 1992.
@@ -121,7 +121,7 @@ class StructureDistance(nn.Module):
     def forward(self, samples: Tensor, target: Tensor) -> Tensor:
         """Samples and what they should be, both (B, N) -> each item's distance (B,)."""
         meant, made = self._power(target), self._power(samples)
-        floor = 10 ** -4.5 * meant.amax(1, keepdim=True) + _FAINT_POWER
+        floor = 10 ** -9 * meant.amax(1, keepdim=True) + _FAINT_POWER
         got, wanted = 10 * torch.log10(made + floor), 10 * torch.log10(meant + floor)
         usual = wanted.mean((1, 2), keepdim=True)        # without it rounding shows, in differences of large squares
         got, wanted = got - usual, wanted - usual
