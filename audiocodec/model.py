@@ -50,6 +50,11 @@ class ModelConfig:
             object.__setattr__(self, name, tuple(getattr(self, name)))       # files have lists
 
     @property
+    def linear_dim(self) -> int:
+        """How many of the latents are of the linear map: those that are not levels."""
+        return self.latent_dim - self.level_bands
+
+    @property
     def book_dims(self) -> list[int]:
         """How many of the latents each book codes."""
         coarse = [dim for count, dim in zip(self.coarse_books, self.coarse_dims) for _ in range(count)]
@@ -175,8 +180,8 @@ class Encoder(nn.Module):
         self.config = config
         self.mdct = MDCT(config.hop)
         self.levels = Levels(config)
-        self.linear = nn.Linear(config.hop, config.latent_dim - config.level_bands, bias=False)
-        self.network = CausalStack(2 * config.hop, config.encoder_width, self.linear.out_features,
+        self.linear = nn.Linear(config.hop, config.linear_dim, bias=False)
+        self.network = CausalStack(2 * config.hop, config.encoder_width, config.linear_dim,
                                    config.encoder_blocks, config.kernel, config.expansion)
 
     def start(self, like: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -206,7 +211,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.mdct = MDCT(config.hop)
-        self.linear = nn.Linear(config.latent_dim - config.level_bands, config.hop, bias=False)
+        self.linear = nn.Linear(config.linear_dim, config.hop, bias=False)
         self.levels = Levels(config)
         self.books = nn.Embedding(config.num_books + 1, config.decoder_width)
         self.network = CausalStack(config.latent_dim, config.decoder_width, config.hop + config.level_bands,
@@ -221,7 +226,7 @@ class Decoder(nn.Module):
         overlap, past = state
         condition = self.books(num_books.reshape(len(latents), -1))
         learned, past = self.network(latents, past, condition)
-        levels, others = latents.split([self.config.level_bands, self.linear.in_features], -1)
+        levels, others = latents.split([self.config.level_bands, self.config.linear_dim], -1)
         if self.config.level_bands:
             learned, corrections = learned.split([self.config.hop, self.config.level_bands], -1)
             learned = learned * self.levels.sizes(levels + corrections)

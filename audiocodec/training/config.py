@@ -145,7 +145,7 @@ def _problems(config: TrainConfig) -> Iterator[str]:
     if len(model.coarse_books) != len(model.coarse_dims) or list(model.coarse_dims) != sorted(model.coarse_dims):
         yield (f"model.coarse_books = {list(model.coarse_books)}, coarse_dims = {list(model.coarse_dims)}; "
                "expected as many of both, the dims in rising order")
-    if not 0 < model.latent_dim - model.level_bands <= model.hop:
+    if not 0 < model.linear_dim <= model.hop:
         yield (f"model.latent_dim = {model.latent_dim}; expected 1 to {model.hop}, the hop, more than the "
                f"{model.level_bands} level_bands")
     if entropy.width % entropy.heads:

@@ -55,7 +55,7 @@ def linear_start(generator: Generator, samples: Tensor) -> None:
     real, imaginary = generator.encoder.mdct.analyse(blocks, torch.zeros_like(blocks[:, :1]))
     rows = (real.sign() * real.abs() ** config.companding).flatten(0, 1)
     _, axes = torch.linalg.eigh((rows.T @ rows / len(rows)).double())
-    axes = axes.flip(1)[:, :config.latent_dim - config.level_bands].float()      # (hop, D - L), the strongest first
+    axes = axes.flip(1)[:, :config.linear_dim].float()           # (hop, D - L), the strongest first
     scale = (rows @ axes).square().mean().sqrt()
     generator.encoder.linear.weight.copy_(axes.T / scale)
     generator.decoder.linear.weight.copy_(axes * scale)
