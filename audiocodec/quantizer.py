@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from audiocodec.model import ModelConfig
 from audiocodec.threads import mapped
-from audiocodec.whole import LARGEST, byte_product, byte_product_of_few, counted, prepared
+from audiocodec.whole import LARGEST, byte_product, byte_product_of_few, prepared
 
 _BEAM = 4                # partial codes that are followed at once, at most
 _SPARE = 2               # candidates beyond the beam, with which rounding may have swapped the last ones
 _FAR = -1e30             # closeness of an entry that is not to be found
 _LEAST = 1e-12           # taken for the largest number of a silent rest
-_GROUP = 32              # entries of which the best one stands for all in a first look
-_FRAMES = 256            # searched together: with fewer, books are read more often; with more, less is in the cache
+_GROUP = 32              # entries that are looked at together at first
+_FRAMES = 512            # searched together: with fewer, books are read more often and threads wait for each other
 _FEW = 8                 # up to so many are searched one by one in numpy: calls of torch would take longer
 
 
@@ -93,17 +93,25 @@ def nearest(vectors: Tensor, book: Tensor) -> Tensor:
 
 
 class _Book:
-    """One codebook, ready to be searched."""
+    """One codebook, ready to be searched.
+
+    Its entries are looked at in groups of about the same length: then the largest product of a rest and a group's
+    entries, which is quickly found among whole numbers, tells well enough which groups the nearest ones are in.
+    """
 
     def __init__(self, entries: Tensor):
         self.entries = entries.contiguous()                                     # (V, D)
-        numbers, steps = counted(self.entries)
-        self._numbers, self._steps = prepared(numbers.T, torch.float32), steps.float()
-        self._minus_half = -_half_power(self.entries).float()[:, 0]
-        self._minus_half[self._minus_half.eq(0).nonzero()[1:]] = _FAR    # one zero will do; ties are left to chance
-        self._group = math.gcd(len(entries), _GROUP)
-        self.array, self._step_array, self._minus_half_array = (
-            x.cpu().numpy() for x in (self.entries, self._steps, self._minus_half))
+        self.array = self.entries.cpu().numpy()
+        minus_half = -_half_power(self.entries).float()[:, 0]
+        longest = minus_half.min()
+        minus_half[minus_half.eq(0).nonzero()[1:]] = _FAR     # one zero will do; ties are left to chance
+        self._order = minus_half.argsort(descending=True, stable=True)
+        self._step = max(self.entries.abs().max().item(), _LEAST) / LARGEST
+        self._numbers = prepared((self.entries[self._order] / self._step).round().to(torch.int8).T, torch.float32)
+        self._minus_half = minus_half[self._order].view(-1, math.gcd(len(entries), _GROUP))     # (groups, of each)
+        self._minus_mean = self._minus_half.clamp_min(longest).mean(1)
+        self._order_array, self._minus_half_array, self._minus_mean_array = (
+            x.cpu().numpy() for x in (self._order, self._minus_half, self._minus_mean))
 
     def candidates(self, rests: Tensor, rows: int, count: int) -> Tensor:
         """Rests (rows M, D), M of each row -> the `count` nearest pairs of rest and entry, (rows, n), sorted.
@@ -111,33 +119,39 @@ class _Book:
         A pair is numbered rest * V + entry, from its row's first. Found with rests rounded to bytes, which is quick;
         whoever asks decides between the best ones in full precision.
         """
+        num_groups, each = self._minus_half.shape
         power = _half_power(rests).float()
         largest = rests.view(rows, -1).abs().amax(1).clamp_min_(_LEAST)
         unit = (largest / LARGEST).repeat_interleave(len(rests) // rows)[:, None]
-        closeness = byte_product((rests / unit).round_(), self._numbers) * self._steps
-        closeness = torch.addcmul(self._minus_half, closeness, unit.float(), out=closeness).view(-1, self._group)
-        groups_each = len(self.entries) // self._group
-        best = closeness.amax(1).view(len(rests), groups_each).sub_(power).view(rows, -1)
-        groups = _best(best, count)                                             # where they must be
-        places = _flat(groups, best.shape[1])
-        members = closeness.index_select(0, places).sub_(power.index_select(0, places // groups_each))
+        products = byte_product((rests / unit).round_(), self._numbers).view(-1, each)
+        unit = (unit * self._step).float()
+        nearest = products.amax(1).view(-1, num_groups).float()
+        nearest.mul_(unit).add_(self._minus_mean).sub_(power)
+        groups = _best(nearest.view(rows, -1), count + 1)           # where they should be, and one in case
+        places = _flat(groups, nearest.numel() // rows)
+        rest, group = places // num_groups, places % num_groups
+        members = products.index_select(0, places).float().mul_(unit.index_select(0, rest))
+        members.add_(self._minus_half.index_select(0, group)).sub_(power.index_select(0, rest))
         inside = _best(members.view(rows, -1), count)
-        pairs = groups.gather(1, inside // self._group) * self._group + inside % self._group
-        return pairs.sort(1).values
+        groups = groups.gather(1, inside // each)
+        entries = self._order[groups % num_groups * each + inside % each]
+        return (groups // num_groups * len(self._order) + entries).sort(1).values
 
     def candidates_of_one(self, rests: np.ndarray, count: int) -> np.ndarray:
         """The same of one row's rests (M, D or more), as arrays: (n,)."""
+        num_groups, each = self._minus_half_array.shape
         coded = rests[:, :self.array.shape[1]]
         unit = max(np.abs(coded).max(), _LEAST) / LARGEST
-        closeness = byte_product_of_few(np.rint(coded / unit), self._numbers).astype(np.float32)
-        closeness *= self._step_array
-        closeness *= np.float32(unit)
-        closeness += self._minus_half_array
-        closeness -= np.float32(np.einsum("md,md->m", coded, coded) / 2)[:, None]
-        closeness = closeness.reshape(-1, self._group)
-        groups = _best_of_one(closeness.max(1), count)
-        inside = _best_of_one(closeness[groups].ravel(), count)
-        return np.sort(groups[inside // self._group] * self._group + inside % self._group)
+        products = byte_product_of_few(np.rint(coded / unit), self._numbers).reshape(-1, num_groups, each)
+        unit = np.float32(unit * self._step)
+        power = np.float32(np.einsum("md,md->m", coded, coded) / 2)[:, None]
+        nearest = products.max(2).astype(np.float32) * unit + self._minus_mean_array - power
+        groups = _best_of_one(nearest.ravel(), count + 1)
+        rest, group = np.divmod(groups, num_groups)
+        members = products[rest, group].astype(np.float32) * unit + self._minus_half_array[group] - power[rest]
+        inside = _best_of_one(members.ravel(), count)
+        rest, group = rest[inside // each], group[inside // each]
+        return np.sort(rest * len(self._order_array) + self._order_array[group * each + inside % each])
 
 
 Plan = list[tuple[_Book, int]]     # each book, and how many partial codes are followed up to it
