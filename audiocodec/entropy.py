@@ -17,8 +17,10 @@ from functools import cache, lru_cache
 from math import isqrt
 
 import numpy as np
+import torch
 
 from audiocodec.errors import ModelError
+from audiocodec.whole import byte_product_of_few, prepared
 
 CLASSES = MEMBERS = 32
 BOOK_SIZE = CLASSES * MEMBERS
@@ -336,9 +338,8 @@ class _Layer:
 
     def __init__(self, config: EntropyConfig, tensors: dict[str, np.ndarray], name: str):
         self.width, self.heads, self.window = config.width, config.heads, config.window
-        self.first, self.first_bias = _scaled(tensors, f"{name}.first", WEIGHT_BITS)
-        self.second, self.second_bias = _scaled(
-            tensors, f"{name}.second", ACTIVATION_BITS + WEIGHT_BITS - RESIDUAL_BITS)
+        self.first = _Product(tensors, f"{name}.first", WEIGHT_BITS)
+        self.second = _Product(tensors, f"{name}.second", ACTIVATION_BITS + WEIGHT_BITS - RESIDUAL_BITS)
         self.lowest = np.repeat(np.float32([-LIMIT, 0]), [3 * config.width, config.feed_forward])
         self.table = tensors["attention_table"].astype(np.float32)
         distances = tensors[f"{name}.distance"].astype(np.float32)
@@ -351,7 +352,7 @@ class _Layer:
         Keys and values (S, heads, start + n, D / heads) are known up to `start`, and filled in from there.
         """
         sequences, heads, end, _ = keys.shape
-        inner = _limited(_rounded(_normalised(x) @ self.first + self.first_bias), self.lowest)
+        inner = _limited(self.first(_normalised(x)), self.lowest)
         by_head = inner[:, :3 * self.width].reshape(sequences, end - start, 3, heads, -1)
         queries, new_keys, values[:, :, start:] = by_head.transpose(2, 0, 3, 1, 4)
         np.multiply(new_keys, ATTENTION_STEPS * ATTENTION_SCALE / 4 ** ACTIVATION_BITS, out=keys[:, :, start:])
@@ -361,12 +362,31 @@ class _Layer:
         weights = self.table.take(distance.astype(np.intp), mode="clip")
         attended = _rounded(weights @ values[:, :, reach:] / np.add.reduce(weights, -1, keepdims=True))
         inner[:, 2 * self.width:3 * self.width] = attended.swapaxes(1, 2).reshape(len(x), -1)
-        return _rounded(inner[:, 2 * self.width:] @ self.second + self.second_bias)
+        return self.second(inner[:, 2 * self.width:])
 
     def _biases(self, frames: int, reach: int) -> np.ndarray:
         """What the last `frames` of `reach` frames add to their scores of all of these: (heads, frames, reach)."""
         distance = np.arange(reach - frames, reach)[:, None] - np.arange(reach)
         return self.distances[:, np.where((distance >= 0) & (distance < self.window), distance, self.window)]
+
+
+class _Product:
+    """The product with a matrix, its bias, and the rounding to the type of number that comes after it.
+
+    The largest ones of the model: bytes where a CPU is quick at these, which gives the same.
+    """
+
+    def __init__(self, tensors: dict[str, np.ndarray], name: str, bits: int):
+        self._weights = prepared(torch.from_numpy(tensors[name]).T, torch.float32)
+        self._unit = np.array(2.0 ** -bits, np.float32)
+        self._bias = tensors[f"{name}_bias"].astype(np.float32) * self._unit
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """Activations (N, in) -> whole numbers float32 (N, out)."""
+        sums = byte_product_of_few(x, self._weights).astype(np.float32, copy=False)
+        sums *= self._unit
+        sums += self._bias
+        return _rounded(sums)
 
 
 def counts(scores: np.ndarray, table: np.ndarray) -> np.ndarray:
