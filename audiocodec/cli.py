@@ -323,7 +323,7 @@ def verify(sources, model):
 @click.option("--out", "run", metavar="RUN", required=True, type=click.Path(file_okay=False, path_type=Path),
               help="Folder of the run: checkpoints, metrics, report, and in the end model.safetensors.")
 @click.option("--config", metavar="NAME|FILE", default="nac-24k", show_default=True,
-              help="Settings: a preset (nac-24k, nac-24k-gpu, nac-24k-levels, tiny), or a TOML file of what differs.")
+              help="Settings: a preset (nac-24k, nac-24k-gpu, tiny), or a TOML file that lists what differs.")
 @click.option("--valid", metavar="FOLDER", multiple=True, type=click.Path(exists=True, path_type=Path),
               help="Audio to validate on.  [default: about one in a hundred of the files]")
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True),

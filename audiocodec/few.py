@@ -27,7 +27,6 @@ class Encoder:
     def __init__(self, twin: model.Encoder):
         self._companding = twin.config.companding
         self._mdct = _Transform(twin.mdct)
-        self._levels = twin.levels
         self._linear = _matrix(twin.linear)
         self._network = _Stack(twin.network)
 
@@ -38,16 +37,15 @@ class Encoder:
         companded = np.copysign(np.abs(real) ** self._companding, real)
         features = np.concatenate([companded, 0.5 * np.log10(magnitude + model.LOG_FLOOR) + 1], 2)
         learned, past = self._network(features, past)
-        others = companded @ self._linear + learned * _presence(companded)
-        latents = torch.cat([self._levels.of(torch.from_numpy(np.square(magnitude))), torch.from_numpy(others)], 2)
-        return latents, _tensors(blocks[:, -1:], past)
+        latents = companded @ self._linear + learned * _presence(companded)
+        return torch.from_numpy(latents), _tensors(blocks[:, -1:], past)
 
 
 class Decoder:
     """Latents -> samples."""
 
     def __init__(self, twin: model.Decoder):
-        self._power, self._levels, self._bands = 1 / twin.config.companding, twin.levels, twin.config.level_bands
+        self._hop, self._power, self._gains = twin.config.hop, 1 / twin.config.companding, twin.gains
         self._linear = _matrix(twin.linear)
         self._books = twin.books.weight.numpy()
         self._network = _Stack(twin.network)
@@ -57,11 +55,10 @@ class Decoder:
         """Latents (B, T, D), books they were made of (B, T) -> blocks (B, T, hop), one late, and the next state."""
         latents, (overlap, past) = latents.numpy(), _arrays(state)
         learned, past = self._network(latents, past, self._books[num_books.numpy()])
-        if self._bands:
-            learned, corrections = learned[..., :-self._bands], learned[..., -self._bands:]
-            levels = torch.from_numpy(latents[..., :self._bands] + corrections)
-            learned = learned * self._levels.sizes(levels).numpy()
-        companded = latents[..., self._bands:] @ self._linear + learned * _presence(latents)
+        learned, gains = np.split(learned, [self._hop], 2)
+        companded = latents @ self._linear + learned * _presence(latents)
+        if gains.shape[2]:
+            companded = companded * self._gains(torch.from_numpy(gains)).numpy()
         coefficients = np.copysign(np.abs(companded) ** self._power, companded)
         blocks, overlap = self._mdct.synthesise(coefficients, overlap)
         return torch.from_numpy(blocks), _tensors(overlap, past)

@@ -17,12 +17,11 @@ from torch import Tensor, nn
 
 from audiocodec.mdct import MDCT
 
-LOG_FLOOR = 1e-4       # of an MDCT magnitude, about half a step of 16 bits
-FAINT = 1e-6           # mean square of companded coefficients, or of latents, below which a network is faded out
-NORM_FLOOR = 1e-6      # added to mean squares
-_LEVEL_FLOOR = 1e-9    # power of a coefficient at which the level of its band begins to rise
-_LEVELS_FROM = 1500.0  # Hz
-_LOUDEST = 1.5         # log10 of a coefficient's power, above which levels are not believed
+LOG_FLOOR = 1e-4    # of an MDCT magnitude, about half a step of 16 bits
+FAINT = 1e-6        # mean square of companded coefficients, or of latents, below which a network is faded out
+NORM_FLOOR = 1e-6   # added to mean squares
+_MOST_GAIN = 2.0    # natural logarithm, of companded coefficients: 29 dB
+_GAIN_STEP = 0.25   # of that logarithm, to 1 at the network's output
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class ModelConfig:
     hop: int = 320              # samples per frame; the MDCT window is twice this
     companding: float = 0.6     # power applied to MDCT magnitudes
     latent_dim: int = 256
-    level_bands: int = 0        # how many of the latents, the first ones, are levels of bands
+    gain_bands: int = 0         # how many bands there are of which the decoder's network sets the gain
     encoder_width: int = 256
     encoder_blocks: int = 6
     decoder_width: int = 384
@@ -48,11 +47,6 @@ class ModelConfig:
     def __post_init__(self):
         for name in ("coarse_books", "coarse_dims"):
             object.__setattr__(self, name, tuple(getattr(self, name)))       # files have lists
-
-    @property
-    def linear_dim(self) -> int:
-        """How many of the latents are of the linear map: those that are not levels."""
-        return self.latent_dim - self.level_bands
 
     @property
     def book_dims(self) -> list[int]:
@@ -146,42 +140,29 @@ def _presence(x: Tensor) -> Tensor:
     return power / (power + FAINT)
 
 
-class Levels(nn.Module):
-    """Levels of bands, as latents: log10 of power over a floor.
-
-    The bands lie over 1.5 kHz, evenly spaced in log(1 + f / 2 kHz). Below, the waveform itself is coded at any rate.
-    """
+class Gains(nn.Module):
+    """Gains of bands that are evenly spaced in log(1 + f / 2 kHz), for all coefficients in them."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self._power = config.companding / 2
-        top = config.sample_rate / 2
-        frequency = (torch.arange(config.hop, dtype=torch.float64) + 0.5) * top / config.hop
-        place = torch.log((frequency + 2000) / (_LEVELS_FROM + 2000)) / math.log((top + 2000) / (_LEVELS_FROM + 2000))
-        belongs = ((place * config.level_bands).floor()[:, None] == torch.arange(config.level_bands)).double()
-        self.register_buffer("mean", belongs / belongs.sum(0).clamp_min(1) / _LEVEL_FLOOR, persistent=False)  # (hop, L)
-        self.register_buffer("spread", belongs.T.contiguous(), persistent=False)
+        frequency = (torch.arange(config.hop, dtype=torch.float64) + 0.5) * config.sample_rate / 2 / config.hop
+        place = torch.log1p(frequency / 2000) / math.log1p(config.sample_rate / 4000)
+        self.register_buffer("band", (place * config.gain_bands).long(), persistent=False)     # (hop,)
 
-    def of(self, power: Tensor) -> Tensor:
-        """Power of each coefficient (B, T, hop) -> levels (B, T, L)."""
-        return torch.log10(1 + power @ self.mean.to(power.dtype))
-
-    def sizes(self, levels: Tensor) -> Tensor:
-        """Levels (B, T, L) -> how large companded coefficients are (B, T, hop), 1 where there are no bands."""
-        decades = (levels + math.log10(_LEVEL_FLOOR)).clamp(max=_LOUDEST)
-        return 10 ** (self._power * decades @ self.spread.to(levels.dtype))
+    def forward(self, logarithms: Tensor) -> Tensor:
+        """What the network says (B, T, G) -> factors of companded coefficients (B, T, hop)."""
+        return torch.exp(_MOST_GAIN * torch.tanh(logarithms * (_GAIN_STEP / _MOST_GAIN)))[..., self.band]
 
 
 class Encoder(nn.Module):
-    """Samples -> latents: levels of bands, and a linear map of the companded MDCT to which the network adds."""
+    """Samples -> latents."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
         self.mdct = MDCT(config.hop)
-        self.levels = Levels(config)
-        self.linear = nn.Linear(config.hop, config.linear_dim, bias=False)
-        self.network = CausalStack(2 * config.hop, config.encoder_width, config.linear_dim,
+        self.linear = nn.Linear(config.hop, config.latent_dim, bias=False)
+        self.network = CausalStack(2 * config.hop, config.encoder_width, config.latent_dim,
                                    config.encoder_blocks, config.kernel, config.expansion)
 
     def start(self, like: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -192,29 +173,26 @@ class Encoder(nn.Module):
         before, past = state
         real, imaginary = self.mdct.analyse(blocks, before)
         companded = real.sign() * real.abs() ** self.config.companding
-        power = real.square() + imaginary.square()
-        magnitude = torch.log10(torch.sqrt(power) + LOG_FLOOR)
+        magnitude = torch.log10(torch.sqrt(real.square() + imaginary.square()) + LOG_FLOOR)
         features = torch.cat([companded, 0.5 * magnitude + 1], -1)
         learned, past = self.network(features, past)
-        others = self.linear(companded) + learned * _presence(companded)
-        return torch.cat([self.levels.of(power), others], -1), (blocks[:, -1:], past)
+        return self.linear(companded) + learned * _presence(companded), (blocks[:, -1:], past)
 
 
 class Decoder(nn.Module):
-    """Latents -> samples: a linear map of those that are not levels, and what the network adds.
+    """Latents -> samples: a linear map to which the network adds, and a gain of each band, which it sets.
 
-    That comes in the size that the levels tell, if there are any: by sums alone a network hardly finds how loud what
-    lies 60 dB under the loudest band should be. It may correct the levels, whose errors it can tell from their course.
+    By sums alone a network hardly finds how loud what lies 60 dB under the loudest band should be.
     """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
         self.mdct = MDCT(config.hop)
-        self.linear = nn.Linear(config.linear_dim, config.hop, bias=False)
-        self.levels = Levels(config)
+        self.linear = nn.Linear(config.latent_dim, config.hop, bias=False)
+        self.gains = Gains(config)
         self.books = nn.Embedding(config.num_books + 1, config.decoder_width)
-        self.network = CausalStack(config.latent_dim, config.decoder_width, config.hop + config.level_bands,
+        self.network = CausalStack(config.latent_dim, config.decoder_width, config.hop + config.gain_bands,
                                    config.decoder_blocks, config.kernel, config.expansion)
         nn.init.zeros_(self.books.weight)
 
@@ -226,11 +204,10 @@ class Decoder(nn.Module):
         overlap, past = state
         condition = self.books(num_books.reshape(len(latents), -1))
         learned, past = self.network(latents, past, condition)
-        levels, others = latents.split([self.config.level_bands, self.config.linear_dim], -1)
-        if self.config.level_bands:
-            learned, corrections = learned.split([self.config.hop, self.config.level_bands], -1)
-            learned = learned * self.levels.sizes(levels + corrections)
-        companded = self.linear(others) + learned * _presence(latents)
+        learned, gains = learned.split([self.config.hop, self.config.gain_bands], -1)
+        companded = self.linear(latents) + learned * _presence(latents)
+        if self.config.gain_bands:
+            companded = companded * self.gains(gains)
         coefficients = companded.sign() * companded.abs() ** (1 / self.config.companding)
         blocks, overlap = self.mdct.synthesise(coefficients, overlap)
         return blocks, (overlap, past)

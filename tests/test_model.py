@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from audiocodec import few
-from audiocodec.model import Decoder, Encoder, Levels, ModelConfig, to_blocks
+from audiocodec.model import Decoder, Encoder, Gains, ModelConfig, to_blocks
 
-TINY = ModelConfig(hop=16, latent_dim=10, level_bands=2, encoder_width=12, encoder_blocks=2, decoder_width=12,
+TINY = ModelConfig(hop=16, latent_dim=8, gain_bands=2, encoder_width=12, encoder_blocks=2, decoder_width=12,
                    decoder_blocks=2, num_books=4, book_size=16)
 
 
@@ -39,7 +39,7 @@ def test_encoder_looks_back_only():
 
 def test_decoder_looks_back_only():
     decoder = _seeded(Decoder(TINY))
-    latents = torch.randn(1, 20, 10, dtype=torch.float64)
+    latents = torch.randn(1, 20, 8, dtype=torch.float64)
     changed = latents.clone()
     changed[:, 10:] += 1
     books = torch.tensor([3])
@@ -48,7 +48,7 @@ def test_decoder_looks_back_only():
     assert not torch.allclose(before[:, 10], after[:, 10])
 
 
-@pytest.mark.parametrize("part, width", [(Encoder, 16), (Decoder, 10)])
+@pytest.mark.parametrize("part, width", [(Encoder, 16), (Decoder, 8)])
 def test_frame_by_frame_equals_whole(part, width):
     network = _seeded(part(TINY))
     rows = torch.randn(2, 30, width, dtype=torch.float64)
@@ -61,7 +61,7 @@ def test_frame_by_frame_equals_whole(part, width):
     assert torch.allclose(torch.cat(pieces, 1), whole, atol=1e-5 if part is Decoder else 1e-12)
 
 
-@pytest.mark.parametrize("part, twin, width", [(Encoder, few.Encoder, 16), (Decoder, few.Decoder, 10)])
+@pytest.mark.parametrize("part, twin, width", [(Encoder, few.Encoder, 16), (Decoder, few.Decoder, 8)])
 @pytest.mark.parametrize("together", [1, 3])
 def test_a_few_frames_in_numpy_equal_the_network(part, twin, width, together):
     network = _seeded(part(TINY))
@@ -79,38 +79,37 @@ def test_untrained_networks_add_nothing():
     encoder = Encoder(TINY)
     samples = torch.randn(1, 64)
     blocks = to_blocks(samples, 16)
-    real, imaginary = encoder.mdct.analyse(blocks, torch.zeros(1, 1, 16))
+    real, _ = encoder.mdct.analyse(blocks, torch.zeros(1, 1, 16))
     linear = encoder.linear(real.sign() * real.abs() ** TINY.companding)
-    levels = encoder.levels.of(real.square() + imaginary.square())
-    assert torch.allclose(_latents(encoder, samples), torch.cat([levels, linear], 2), atol=1e-6)
+    assert torch.allclose(_latents(encoder, samples), linear, atol=1e-6)
 
 
-def test_levels_tell_how_large_coefficients_are():
-    config = ModelConfig(latent_dim=266, level_bands=10)
-    levels = Levels(config)
-    power = torch.full((1, 1, 320), 1e-4, dtype=torch.float64)
-    power[..., 160:] = 1e-7                                 # over 6 kHz
-    found = levels.of(power)
-    assert found.shape == (1, 1, 10)
-    sizes = levels.sizes(found)[0, 0]
-    assert (sizes[:40] == 1).all()                          # under 1.5 kHz
-    assert sizes[40:130].numpy() == pytest.approx(1e-4 ** 0.3, rel=1e-3)
-    assert sizes[180:].numpy() == pytest.approx(1e-7 ** 0.3, rel=1e-2)
-    assert (levels.of(power * 10) - found).numpy() == pytest.approx(1, abs=0.02)
-    assert not levels.of(torch.zeros_like(power)).any()
+def test_gains_are_of_bands_and_bounded():
+    gains = Gains(ModelConfig(gain_bands=20))
+    assert (gains(torch.zeros(1, 1, 20)) == 1).all()
+    said = torch.zeros(1, 3, 20, dtype=torch.float64)
+    said[0, :, 19] = torch.tensor([1.0, 1e6, -1e6])
+    made = gains(said)[0]
+    assert (made[:, :280] == 1).all()                       # under 10.5 kHz
+    assert made[:, -1].log().numpy() == pytest.approx([0.25, 2, -2], abs=0.01)
+    bands = torch.bincount(gains.band)
+    assert len(bands) == 20 and bands.sum() == 320 and (bands[1:] >= bands[:-1] - 1).all() and bands[0] > 0
 
 
-def test_what_the_network_adds_follows_the_levels():
+def test_the_decoder_sets_the_gain_of_each_band():
     decoder = _seeded(Decoder(TINY))
-    decoder.linear.weight.zero_()
-    decoder.network.enter.weight[:, :2] = 0                 # so that the network itself does not see them
-    latents = torch.randn(1, 6, 10, dtype=torch.float64).expand(2, -1, -1).clone()
-    latents[..., :2] = 4
-    latents[1, :, 1] += 2                                   # 20 dB in the upper band
-    made, _ = decoder(latents, torch.tensor([4, 4]), decoder.start(latents))
-    before, after = decoder.mdct.analyse(made, made[:, :1] * 0)[0].abs()[:, 1:-1]
-    gain = 20 * torch.log10(after / before).median(0).values
-    assert gain[10:].numpy() == pytest.approx(20, abs=1) and gain[:6].numpy() == pytest.approx(0, abs=1)
+    louder = _seeded(Decoder(TINY))
+    louder.load_state_dict(decoder.state_dict())
+    louder.network.leave.bias[-1] += 1e6                    # of the upper band
+    decoder.network.leave.weight[-1] = louder.network.leave.weight[-1] = 0
+    decoder.network.leave.bias[-1] = 0
+    latents = torch.randn(1, 6, 8, dtype=torch.float64)
+    before, after = (part.mdct.analyse(made, made[:, :1] * 0)[0].abs()[:, 1:-1] for part in (decoder, louder)
+                     for made, _ in [part(latents, torch.tensor([4]), part.start(latents))])
+    gain = torch.log(after / before).median(1).values[0]
+    upper = decoder.gains.band == 1
+    assert gain[upper].numpy() == pytest.approx(2 / TINY.companding, rel=0.1)
+    assert gain[~upper][:6].numpy() == pytest.approx(0, abs=0.1)
 
 
 def test_silence_stays_silent_whatever_the_weights():

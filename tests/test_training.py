@@ -36,8 +36,8 @@ from audiocodec.training.validation import validate
 
 TINY = dataclasses.replace(
     configs.load("tiny"), batch=2, crop=6400, start_crops=40, refit_crops=80, validate_updates=100,
-    model=ModelConfig(latent_dim=32, level_bands=4, encoder_width=32, encoder_blocks=1, decoder_width=32,
-                      decoder_blocks=1, num_books=4, book_size=64, coarse_books=[1, 1], coarse_dims=[4, 16]))
+    model=ModelConfig(latent_dim=32, gain_bands=4, encoder_width=32, encoder_blocks=1, decoder_width=32,
+                      decoder_blocks=1, num_books=4, book_size=64, coarse_books=[1, 1], coarse_dims=[8, 16]))
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +231,7 @@ def test_training_goes_through_its_stages_and_its_loss_falls(source, tmp_path):
     assert len(scores) == 3 and max(scores) < before
     assert trainer.average.quantizer.codebooks[2:, :, 16:].any()
     assert not trainer.average.quantizer.codebooks[:2, :, 16:].any()         # which coarse books leave alone
-    assert not trainer.average.quantizer.codebooks[0, :, 4:].any()
+    assert not trainer.average.quantizer.codebooks[0, :, 8:].any()
     assert "critic" in lines[2] and "critic" not in lines[0]
     assert validate(trainer.average, trainer.clips)["score"] == pytest.approx(scores[-1])
 
@@ -390,9 +390,8 @@ def test_a_killed_command_goes_on(folder, tmp_path):
     ("[model]\nsample_rate = 0", "model.sample_rate = 0; expected 8000 to 192000"),
     ("[model]\nbook_size = 512", "model.book_size = 512; expected 1024"),
     ("[model]\nnum_books = 33", "model.num_books = 33; expected 1 to 32"),
-    ("[model]\nlatent_dim = 321", "model.latent_dim = 321; expected 1 to 320, the hop, more than the 0 level_bands"),
-    ("[model]\nlevel_bands = 256", "model.latent_dim = 256; expected 1 to 320, the hop, more than the 256 level_bands"),
-    ("[model]\nlevel_bands = -1", "model.level_bands = -1; expected"),
+    ("[model]\nlatent_dim = 321", "model.latent_dim = 321; expected the hop, 320, or less"),
+    ("[model]\ngain_bands = -1", "model.gain_bands = -1; expected"),
     ("[model]\ncoarse_dims = [64]", "model.coarse_books = [8, 8], coarse_dims = [64]; expected as many of both"),
     ("[model]\ncoarse_books = [4, 4]\ncoarse_dims = [64, 32]", "the dims in rising order"),
     ("[entropy]\nheads = 3", "entropy.width = 128; expected a multiple of the heads, 3"),
@@ -402,7 +401,7 @@ def test_a_killed_command_goes_on(folder, tmp_path):
     ("[share]\nreconstruction = 0\nadversarial = 0\npolish = 0\nentropy = 0", "[share] leaves no stage any time"),
     ("[losses]\nloudness = 0\nspectrum = 0\nstructure = 0\nwaveform = 0", "nothing else"),
     ("[training]\ncrop = 1000", "training.crop = 1000; expected 16 times the hop, 320, or more of it"),
-    ("base = 'huge'", "base 'huge'; expected one of nac-24k, nac-24k-gpu, nac-24k-levels, tiny"),
+    ("base = 'huge'", "base 'huge'; expected one of nac-24k, nac-24k-gpu, tiny"),
     ("[training", "small.toml: "),
 ])
 def test_a_wrong_configuration_is_named(tmp_path, text, message):
@@ -422,7 +421,7 @@ def test_a_model_of_few_books_needs_no_other_settings(tmp_path):
 
 def test_the_configuration_and_the_code_agree():
     settings = configs.load("nac-24k")
-    assert settings.model == ModelConfig(coarse_books=[8, 8], coarse_dims=[64, 128])
+    assert settings.model == ModelConfig(gain_bands=20, coarse_books=[8, 8], coarse_dims=[64, 128])
     assert settings.entropy == EntropyConfig(layers=4, turns=(1, 1, 2, 4, 8))
     for preset in configs.presets():
         assert configs.load(preset).model.book_size == 1024

@@ -20,7 +20,7 @@ _OR_NONE = "training.seed", "training.workers", "training.refit_crops"
 _LIMITS = {             # other counts are 1 or more, other numbers 0 or more
     "model.sample_rate": (MIN_SAMPLE_RATE, MAX_SAMPLE_RATE),
     "model.companding": (0.1, 1),
-    "model.level_bands": (0, math.inf),
+    "model.gain_bands": (0, math.inf),
     "model.num_books": (1, limits.MAX_BOOKS),
     "model.book_size": (BOOK_SIZE, BOOK_SIZE),
     "entropy.layers": (1, MAX_LAYERS),
@@ -145,9 +145,8 @@ def _problems(config: TrainConfig) -> Iterator[str]:
     if len(model.coarse_books) != len(model.coarse_dims) or list(model.coarse_dims) != sorted(model.coarse_dims):
         yield (f"model.coarse_books = {list(model.coarse_books)}, coarse_dims = {list(model.coarse_dims)}; "
                "expected as many of both, the dims in rising order")
-    if not 0 < model.linear_dim <= model.hop:
-        yield (f"model.latent_dim = {model.latent_dim}; expected 1 to {model.hop}, the hop, more than the "
-               f"{model.level_bands} level_bands")
+    if model.latent_dim > model.hop:
+        yield f"model.latent_dim = {model.latent_dim}; expected the hop, {model.hop}, or less"
     if entropy.width % entropy.heads:
         yield f"entropy.width = {entropy.width}; expected a multiple of the heads, {entropy.heads}"
     if max(entropy.width + entropy.feed_forward, entropy.head_width, entropy.head_hidden) > MAX_INNER:

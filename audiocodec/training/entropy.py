@@ -178,7 +178,6 @@ class EntropyNet(nn.Module):
         """Start the embeddings from the codebooks (K, 1024, D): what looks similar begins similar."""
         entries = np.take_along_axis(codebooks[:len(ranks)], np.argsort(ranks, 1)[..., None], 1)
         entries = torch.from_numpy(entries).float()
-        entries -= entries.mean(1, keepdim=True)                # large where they are levels
         entries *= 0.5 / entries[0].square().mean().sqrt().clamp_min(1e-6)
         dim = entries.shape[-1]
         detailed = [book for book in self.books if book.detailed]

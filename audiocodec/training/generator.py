@@ -52,12 +52,11 @@ def linear_start(generator: Generator, samples: Tensor) -> None:
     the codebooks come of k-means on these."""
     config = generator.config
     blocks = to_blocks(samples, config.hop)
-    real, imaginary = generator.encoder.mdct.analyse(blocks, torch.zeros_like(blocks[:, :1]))
+    real, _ = generator.encoder.mdct.analyse(blocks, torch.zeros_like(blocks[:, :1]))
     rows = (real.sign() * real.abs() ** config.companding).flatten(0, 1)
     _, axes = torch.linalg.eigh((rows.T @ rows / len(rows)).double())
-    axes = axes.flip(1)[:, :config.linear_dim].float()           # (hop, D - L), the strongest first
+    axes = axes.flip(1)[:, :config.latent_dim].float()           # (hop, D), the strongest first
     scale = (rows @ axes).square().mean().sqrt()
     generator.encoder.linear.weight.copy_(axes.T / scale)
     generator.decoder.linear.weight.copy_(axes * scale)
-    levels = generator.encoder.levels.of(real.square() + imaginary.square()).flatten(0, 1)
-    kmeans_start(generator.quantizer, torch.cat([levels, rows @ axes / scale], 1))
+    kmeans_start(generator.quantizer, rows @ axes / scale)
