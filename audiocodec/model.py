@@ -87,7 +87,9 @@ class CausalBlock(nn.Module):
         """x (B, T, W) and the kernel - 1 frames before it -> (B, T, W) and the past of the next call."""
         seen = torch.cat([past, x], 1)
         num_frames = x.shape[1]
-        mixed = sum(seen[:, i:i + num_frames] * tap for i, tap in enumerate(self.taps))
+        mixed = seen[:, :num_frames] * self.taps[0]
+        for i, tap in enumerate(self.taps[1:], 1):
+            mixed.add_(seen[:, i:i + num_frames] * tap)
         mixed = self.project(_gelu(self.expand(self.norm(mixed))))
         return x + mixed, seen[:, num_frames:]
 

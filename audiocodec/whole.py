@@ -70,7 +70,7 @@ def _two_byte_product(rows: Tensor, prepared: Tensor) -> Tensor:
         return rows.to(prepared.dtype) @ prepared
     whole = rows.to(torch.int16)
     high, low = ((whole + 128) >> 8).to(torch.int8), whole.to(torch.int8)       # whole = 256 high + low
-    return torch._int_mm(high, prepared).mul_(256).add_(torch._int_mm(low, prepared))
+    return torch._int_mm(low, prepared).add_(torch._int_mm(high, prepared), alpha=256)
 
 
 def _two_byte_product_of_few(rows: np.ndarray, prepared: Tensor) -> np.ndarray:
