@@ -95,7 +95,7 @@ class RangeCoder:
                 raise FormatError(f"{frames} frames of {books} codebooks; expected at most {MAX_FRAMES} of {most}")
         pairs = list(zip(payloads, shapes, strict=True))
         groups = (pairs[i:i + _DECODED_TOGETHER] for i in range(0, len(pairs), _DECODED_TOGETHER))
-        return [frames for group in groups for frames in self._decode(*zip(*group))]
+        return [frames for found in mapped(lambda group: self._decode(*zip(*group)), groups, 1) for frames in found]
 
     def _encode(self, group: Sequence[Frames]) -> list[bytes]:
         is_told = np.array([frames.is_told for frames in group])

@@ -9,8 +9,12 @@ Part, Result = TypeVar("Part"), TypeVar("Result")
 
 
 def mapped(call: Callable[[Part], Result], parts: Iterable[Part], threads: int) -> list[Result]:
-    """The results of parts, so many at a time, a thread each: by itself torch would share out large products only."""
-    if threads < 2:
+    """The results of parts, so many at a time, a thread each: by itself torch would share out large products only.
+
+    It shares nothing out in these threads. Many small steps that it did share out would wait for each other, and for
+    whatever else keeps a core busy, each time.
+    """
+    if torch.get_num_threads() < 2:
         return list(map(call, parts))
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ThreadPoolExecutor(max(1, threads), initializer=torch.set_num_threads, initargs=(1,)) as pool:
         return list(pool.map(call, parts))
