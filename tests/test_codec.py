@@ -87,7 +87,7 @@ def _unpacked(data):
 
 @pytest.mark.parametrize("entropy", [True, False])
 def test_frames_differ_and_decode_as_their_depths_say(codec, speech, entropy):
-    mid_side = np.concatenate([speech, 0.1 * speech[:, ::-1]])
+    mid_side = np.concatenate([speech, 0.05 * speech[:, ::-1]])
     samples = np.concatenate([mid_side.sum(0, keepdims=True), mid_side[:1] - mid_side[1:]])
     data = encode(samples, RATE, 9, entropy=entropy)
     found, depths = _unpacked(data)
