@@ -436,23 +436,14 @@ def _limited(x: np.ndarray, lowest: np.ndarray) -> np.ndarray:
     return np.minimum(x, _HIGHEST, out=x)
 
 
-def _scaled(tensors: dict[str, np.ndarray], name: str, bits: int) -> tuple[np.ndarray, np.ndarray]:
-    """Weights (..., out, in) -> float32 (..., in, out), and their bias, both over a power of two.
-
-    A product then comes out requantised but for the rounding, and as exact: an integer below 2**24 over that power.
-    """
-    weights, bias = (tensor.astype(np.float32) * np.float32(2.0 ** -bits)
-                     for tensor in (tensors[name], tensors[f"{name}_bias"]))
-    return np.ascontiguousarray(weights.swapaxes(-1, -2)), bias
-
-
 def _with_bias(tensors: dict[str, np.ndarray], name: str, one: bool = False) -> np.ndarray:
     """Weights (..., out, in) -> (..., in + 1, out), of which the last row is the bias: for inputs that end in a 1.
 
-    one: let the outputs end in a 1 as well.
+    In float32, over a power of two, so that a product comes out requantised but for the rounding, and as exact: an
+    integer below 2**24 over that power. one: let the outputs end in a 1 as well.
     """
-    weights, bias = _scaled(tensors, name, WEIGHT_BITS)
-    weights = np.concatenate([weights, bias[..., None, :]], -2)
+    weights = np.concatenate([tensors[name].swapaxes(-1, -2), tensors[f"{name}_bias"][..., None, :]], -2)
+    weights = np.ascontiguousarray(weights, np.float32) * np.float32(2.0 ** -WEIGHT_BITS)
     if not one:
         return weights
     weights = np.pad(weights, (*[(0, 0)] * (weights.ndim - 1), (0, 1)))

@@ -81,7 +81,7 @@ class RangeCoder:
         threads = torch.get_num_threads()
         size = max(1, min(_ENCODED_TOGETHER, -(-len(sequences) // threads)))
         groups = [sequences[i:i + size] for i in range(0, len(sequences), size)]
-        return [payload for payloads in mapped(self._encode, groups, min(threads, len(groups))) for payload in payloads]
+        return [payload for payloads in mapped(self._encode, groups, threads) for payload in payloads]
 
     def decode(self, payloads: Sequence[bytes], shapes: Sequence[Shape]) -> list[Frames]:
         """Payloads and their shapes -> sequences.

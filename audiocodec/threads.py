@@ -16,5 +16,5 @@ def mapped(call: Callable[[Part], Result], parts: Iterable[Part], threads: int) 
     """
     if torch.get_num_threads() < 2:
         return list(map(call, parts))
-    with ThreadPoolExecutor(max(1, threads), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         return list(pool.map(call, parts))
