@@ -12,6 +12,7 @@ import zlib
 from dataclasses import dataclass
 
 from audiocodec.errors import FormatError
+from audiocodec.limits import MAX_LEVEL_BANDS
 
 MAGIC = b"\xceAC\n"  # "NAC", its first bit set, and a line end: transfers as text spoil one or the other
 VERSION = 1
@@ -26,7 +27,7 @@ _FIELDS = struct.Struct("<BIQ6sHBB")  # flags, then the fields of Header in the 
 _CRC = struct.Struct("<I")
 _ENDING = struct.Struct("<II")  # the trailer's size and CRC-32, the last bytes of a file
 _CODE_BITS, _DEPTH_BITS = 10, 5
-_STEREO, _ENTROPY, _TAGS, _SUBTYPE_SHIFT, _PART, _DEPTHS, _UNUSED = 1, 2, 4, 3, 32, 64, 128  # flags
+_STEREO, _ENTROPY, _TAGS, _SUBTYPE_SHIFT, _PART, _DEPTHS, _LEVELS = 1, 2, 4, 3, 32, 64, 128  # flags
 _UNKNOWN = 2**64 - 1  # num_samples, when the header was written before the length was known
 
 _FULL, _SHORT, _TRAILER = b"S", b"L", b"T"  # first byte of a record; "L" is a last segment that is not full
@@ -71,6 +72,7 @@ class Header:
     segment_frames: int = 512  # frames in every segment but the last, a multiple of 16
     origin: Origin | None = None  # of a part; None: the file is a whole
     has_depths: bool = False  # frames differ in how many of their segment's codebooks they use; payloads tell
+    has_levels: bool = False  # payloads tell levels of bands, too; they are entropy-coded
 
     def __post_init__(self):
         _check("number of channels", self.channels, 1, 2)
@@ -84,6 +86,8 @@ class Header:
         _check("frames per segment modulo 16", self.segment_frames % 16, 0, 0)
         if self.subtype not in SUBTYPES:
             raise FormatError(f"sample format {self.subtype!r}; expected one of {', '.join(SUBTYPES)}")
+        if self.has_levels and not self.entropy_coded:
+            raise FormatError("levels in a file that is not entropy-coded; expected none")
         if self.origin and not self.num_samples:
             raise FormatError(f"a part of {self.num_samples or 'unknown'} samples; expected at least 1")
 
@@ -135,6 +139,7 @@ def _pack_header(header: Header, has_tags: bool) -> bytes:
         | SUBTYPES.index(header.subtype) << _SUBTYPE_SHIFT
         | _PART * (header.origin is not None)
         | _DEPTHS * header.has_depths
+        | _LEVELS * header.has_levels
     )
     num_samples = _UNKNOWN if header.num_samples is None else header.num_samples
     data = _PREFIX.pack(MAGIC, VERSION) + _FIELDS.pack(
@@ -158,9 +163,6 @@ def _read_header(window: "_Window") -> tuple[Header, bool]:
     flags, rate, num_samples, weights_id, bandwidth, codebooks, segment_frames = _FIELDS.unpack(
         window.take(_FIELDS.size)
     )
-    if flags & _UNUSED:
-        window.take_checksum()  # which tells damage from a flag of a later version
-        raise FormatError(f"flags are {flags:#04x}; expected the highest bit to be 0")
     origin = None
     if flags & _PART:
         before = window.take_varint("number of segments before the first", 0, MAX_SEGMENTS)
@@ -178,6 +180,7 @@ def _read_header(window: "_Window") -> tuple[Header, bool]:
         segment_frames=segment_frames * 16,
         origin=origin,
         has_depths=bool(flags & _DEPTHS),
+        has_levels=bool(flags & _LEVELS),
     )
     return header, bool(flags & _TAGS)
 
@@ -226,7 +229,8 @@ def _payload_limits(header: Header, books: int, num_frames: int) -> tuple[int, i
     depths = _DEPTH_BITS * num_frames * header.has_depths
     packed = (depths + books * num_frames * _CODE_BITS + 7) // 8
     if header.entropy_coded:
-        return 0, 5 * packed + 64  # no code takes more than twice 24 bits, no depth more than 24
+        levels = 3 * MAX_LEVEL_BANDS * (num_frames + 1) // 2 * header.has_levels
+        return 0, 5 * packed + 64 + levels  # no code takes more than twice 24 bits, no depth or level more than 24
     return (depths + 7) // 8 if depths else packed, packed
 
 

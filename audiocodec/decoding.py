@@ -33,8 +33,8 @@ def decode(reader: container.Reader, codec: Codec, damaged: list[str], excerpt: 
     group: one of the ways that payloads.py has to take several segments at once.
     """
     synthesis = Synthesis(codec, reader.header, excerpt)
-    for codes, depths in read_codes(reader, codec, damaged, excerpt, codebooks, is_partial, group):
-        yield synthesis.push(codes, depths)
+    for segment in read_codes(reader, codec, damaged, excerpt, codebooks, is_partial, group):
+        yield synthesis.push(segment)
         if synthesis.is_complete:
             return
     yield synthesis.flush(reader.trailer.num_samples if reader.trailer else reader.header.num_samples)
@@ -63,10 +63,10 @@ class Synthesis:
         """Whether all samples of the excerpt have been given."""
         return self._excerpt.end is not None and self._position >= self._excerpt.end
 
-    def push(self, codes: np.ndarray, depths: np.ndarray) -> np.ndarray:
-        """Codes int64 (C, K, t) and the books that frames use (C, t) -> the next samples float32 (C, n)."""
-        self._has_input |= bool(codes.shape[2])
-        samples = from_mid_side(self._decoder.push(codes, depths))
+    def push(self, segment: payloads.Unpacked) -> np.ndarray:
+        """The next segment -> the next samples float32 (C, n)."""
+        self._has_input |= bool(segment.codes.shape[2])
+        samples = from_mid_side(self._decoder.push(segment.codes, segment.depths, segment.levels))
         samples, self._skip = samples[:, self._skip:], max(0, self._skip - samples.shape[1])
         self._held = np.concatenate([self._held, self._resampler.push(samples)], 1)
         return self._take(self._held.shape[1] - self._most_held, self._num_samples)
@@ -100,8 +100,8 @@ def _held(header: container.Header, codec: Codec) -> int:
 
 def read_codes(reader: container.Reader, codec: Codec, damaged: list[str], excerpt: seek.Excerpt,
                codebooks: int | None = None, is_partial: bool = False,
-               group: Callable = payloads.batches) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The codes (C, K, t) of each segment and the books its frames use (C, t); codes 0, silence, for damage.
+               group: Callable = payloads.batches) -> Iterator[payloads.Unpacked]:
+    """What each segment holds; codes 0, silence, for damage.
 
     No more frames than the number of samples asks for: FormatError if a sound file has more, or fewer.
     """
@@ -123,20 +123,20 @@ class Unpacking:
 
     def __init__(self, reader: container.Reader, codec: Codec, excerpt: seek.Excerpt, codebooks: int | None = None):
         self._reader, self._codec, self._codebooks = reader, codec, codebooks
-        self._coder = codec.coder(reader.header.entropy_coded)
+        self._coder = codec.coder(reader.header.entropy_coded, reader.header.has_levels)
         self._num_frames = excerpt.first_segment * reader.header.segment_frames
         _, self._most = _num_frames(codec, reader.header, reader.header.num_samples)
 
-    def push(self, batch: Sequence[payloads.Record],
-             is_damaged: bool = False) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield each segment's codes (C, K, t) and depths (C, t). Raises FormatError if a sound file has too many."""
-        for codes, depths in payloads.unpack(self._coder, batch, self._reader.header):
+    def push(self, batch: Sequence[payloads.Record], is_damaged: bool = False) -> Iterator[payloads.Unpacked]:
+        """Yield what each segment holds. Raises FormatError if a sound file has too many frames."""
+        for codes, depths, levels in payloads.unpack(self._coder, batch, self._reader.header):
             left = self._most - self._num_frames
             if not is_damaged and codes.shape[2] > left:
                 raise FormatError(f"more than the {self._most} frames of {self._reader.header.num_samples} samples")
-            codes = codes[:, :self._codebooks, :int(min(left, codes.shape[2]))]
-            self._num_frames += codes.shape[2]
-            yield codes, np.minimum(depths[:, :codes.shape[2]], codes.shape[1])
+            count = int(min(left, codes.shape[2]))
+            codes = codes[:, :self._codebooks, :count]
+            self._num_frames += count
+            yield payloads.Unpacked(codes, np.minimum(depths[:, :count], codes.shape[1]), levels[:, :, :count])
 
     def check_length(self) -> None:
         """Raise FormatError unless there were as many frames as the trailer's number of samples asks for."""

@@ -30,11 +30,13 @@ def choose_depths(norms: Tensor, prices: Tensor | float, least: int) -> Tensor:
 def norms_left(codes: np.ndarray, codebooks: Sequence[np.ndarray]) -> np.ndarray:
     """About what is left of frames after 0, 1, ... K books, judged by their codes (C, K, T): float32 (C, K + 1, T).
 
-    codebooks: float32 (V, D) of each of the K books, or of more. An earlier one may have fewer of the latents.
+    codes: of more books, or other rows after these, if there are only K codebooks. codebooks: float32 (V, D) of each
+    of the K books, or of more. An earlier one may have fewer of the latents.
     Depths chosen so score as those chosen by the latents themselves to 0.01 of PESQ, if there are twice as many books
     as are used on average.
     """
-    channels, books, frames = codes.shape
+    channels, rows, frames = codes.shape
+    books = min(rows, len(codebooks))
     left = np.zeros((channels, frames, codebooks[books - 1].shape[1]), np.float32)
     energy = np.zeros((channels, books + 1, frames), np.float32)
     beyond = np.zeros((channels, frames), np.float32)       # the energy of latents that no earlier book has

@@ -69,56 +69,54 @@ def truncate_file(source: Path, target: Path, *, kbps: float | None = None, code
         codec = loading.load_for(reader.header, model, "cpu")
         excerpt = decoding.find_excerpt(reader, codec, None, None, False)
         is_live = pcm.is_pipe(source) or pcm.is_pipe(target)
-        pairs = decoding.read_codes(reader, codec, [], excerpt, codebooks,
-                                    group=payloads.paced if is_live else payloads.batches)
-        pairs = _watched(pairs, reader.header, codec, progress)
+        held = decoding.read_codes(reader, codec, [], excerpt, codebooks,
+                                   group=payloads.paced if is_live else payloads.batches)
+        held = _watched(held, reader.header, codec, progress)
         if codebooks is None:
-            fitted = _fit(output, reader, codec, pairs, kbps)
+            fitted = _fit(output, reader, codec, held, kbps)
         else:
-            fitted = _leave_out(output, reader, codec, pairs, codebooks, is_live)
+            fitted = _leave_out(output, reader, codec, held, codebooks, is_live)
         seconds = reader.trailer.num_samples / reader.header.sample_rate
     return EncodeResult(fitted.num_bytes, seconds, fitted.books)
 
 
-CodesAndDepths = tuple[np.ndarray, np.ndarray]     # (C, K, t), (C, t)
-
-
-def _leave_out(output, reader: container.Reader, codec: Codec, pairs: Iterator[CodesAndDepths], codebooks: int,
+def _leave_out(output, reader: container.Reader, codec: Codec, held: Iterator[payloads.Unpacked], codebooks: int,
                is_live: bool) -> Fitted:
     """Write segment by segment."""
-    coder = codec.coder(reader.header.entropy_coded)
+    coder = codec.coder(reader.header.entropy_coded, reader.header.has_levels)
     header = dataclasses.replace(reader.header, bandwidth=0, codebooks=min(codebooks, reader.header.codebooks))
     writer = container.Writer(output, header, reader.tags)
     count = Count(header.channels)
-    for batch in ([pair] for pair in pairs) if is_live else payloads.batches(pairs):
-        codes, depths = zip(*batch)
-        for segment in payloads.pack_depths(coder, codes, depths, header.has_depths):
+    for batch in ([segment] for segment in held) if is_live else payloads.batches(held):
+        depths = [segment.depths for segment in batch]
+        for segment in payloads.pack_depths(coder, [segment.rows for segment in batch], depths, header.has_depths):
             writer.write(segment)
         count.add(depths)
     writer.close(reader.trailer.num_samples)
     return Fitted(writer.size, count.mean)
 
 
-def _fit(output, reader: container.Reader, codec: Codec, pairs: Iterator[CodesAndDepths], kbps: float) -> Fitted:
+def _fit(output, reader: container.Reader, codec: Codec, held: Iterator[payloads.Unpacked], kbps: float) -> Fitted:
     """Write what the whole decides about."""
     header = dataclasses.replace(reader.header, bandwidth=to_bandwidth(kbps), has_depths=True)
     with rate.Spool() as segments:
-        for codes, _ in pairs:
+        for codes, depths, levels in held:
             missing = header.codebooks - codes.shape[1]
-            segments.append(np.pad(codes, ((0, 0), (0, missing), (0, 0))).astype(np.uint16))
+            codes = np.pad(codes, ((0, 0), (0, missing), (0, 0)))
+            segments.append(payloads.Unpacked(codes, depths, levels).rows.astype(np.uint16))
         num_samples = reader.trailer.num_samples
         budget = kbps * 125 * num_samples / header.sample_rate
         fitter = Fitter(codec, header, reader.tags, segments, num_samples, budget)
         return fitter.write(output)
 
 
-def _watched(pairs: Iterator[CodesAndDepths], header: container.Header, codec: Codec,
-             progress: Progress | None) -> Iterator[CodesAndDepths]:
+def _watched(held: Iterator[payloads.Unpacked], header: container.Header, codec: Codec,
+             progress: Progress | None) -> Iterator[payloads.Unpacked]:
     """The same, with progress told in seconds."""
     done, total = 0, (header.num_samples or 0) / header.sample_rate
-    for codes, depths in pairs:
-        yield codes, depths
-        done += codes.shape[2] * codec.config.hop / codec.config.sample_rate
+    for segment in held:
+        yield segment
+        done += segment.codes.shape[2] * codec.config.hop / codec.config.sample_rate
         if progress:
             progress(done, total)
 

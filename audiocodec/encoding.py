@@ -21,6 +21,7 @@ LIVE_SEGMENT_FRAMES = 16             # the fewest that the format has
 _FILE_OVERHEAD, _SEGMENT_OVERHEAD = 48, 10     # bytes besides payloads, roughly
 _WORTH = 2.5                         # times the books that fit without entropy coding: what may be worth computing,
 _LIKELY = 1.1                        # and what most frames have to do with
+_TELLING_KBPS, _TELLING_BOOKS = 2.5, 4         # of a channel, from which levels of bands are worth their bits
 
 
 Progress = Callable[[float, float], None]     # seconds done, seconds in all
@@ -77,6 +78,12 @@ class Wish:
         most = self.most_books(codec)
         return most if self.codebooks is not None else min(most, self._fitting(codec, _LIKELY))
 
+    def tells_levels(self, codec: Codec, channels: int) -> bool:
+        """Whether levels of bands are told besides the codes: where there are bits enough for them."""
+        if not (self.entropy and codec.levels):
+            return False
+        return self.kbps >= channels * _TELLING_KBPS if self.codebooks is None else self.codebooks >= _TELLING_BOOKS
+
     def _fitting(self, codec: Codec, times: float) -> int:
         """So many times the books that fit below the ceiling without entropy coding."""
         return math.ceil(times * self.kbps * 1000 / codec.config.bits_per_book)
@@ -106,7 +113,7 @@ def encode(codec: Codec, blocks: Iterable[np.ndarray], source: Source, file, wis
     if wish.codebooks is None and not (is_live and wish.is_varied):
         return _fit(codec, analysis, source, file, wish, header)
     if wish.codebooks is not None:
-        coder, books = codec.coder(wish.entropy), (wish.codebooks,) * source.channels
+        coder, books = codec.coder(wish.entropy, header.has_levels), (wish.codebooks,) * source.channels
         groups = ([codes] for codes in analysis) if is_live else payloads.batches(analysis)
         segments = (segment for group in groups for segment in payloads.pack(coder, group, books))
         size = _write(file, header, source.tags, segments, analysis)
@@ -132,21 +139,21 @@ def make_header(codec: Codec, source: Source, wish: Wish, segment_frames: int) -
     return container.Header(
         source.channels, source.sample_rate, source.num_samples, codec.weights.identity, wish.most_books(codec),
         bandwidth, wish.entropy, source.subtype, segment_frames,
-        has_depths=wish.codebooks is None and wish.is_varied)
+        has_depths=wish.codebooks is None and wish.is_varied, has_levels=wish.tells_levels(codec, source.channels))
 
 
 class Analysis:
-    """Samples, piece by piece -> their codes, uint16 (C, K, t), in segments of equal length; only the last is shorter.
+    """Samples, piece by piece -> their rows, uint16 (C, K + L, t), in segments of equal length but for the last.
 
-    chunk: source samples that are resampled at once.
+    Rows of codes, and of levels of bands if these are told. chunk: source samples that are resampled at once.
     """
 
-    def __init__(self, codec: Codec, sample_rate: int, channels: int, wish: Wish, segment_frames: int, chunk: int):
-        num_books = wish.most_books(codec)
+    def __init__(self, codec: Codec, sample_rate: int, channels: int, wish: Wish, segment_frames: int, chunk: int,
+                 tell_levels: bool):
         self._resampler = audio.Resampler(sample_rate, codec.config.sample_rate, chunk=chunk)
-        self._encoder = StreamEncoder(codec, channels, num_books, wish.likely_books(codec))
+        self._encoder = StreamEncoder(codec, channels, wish.most_books(codec), wish.likely_books(codec), tell_levels)
         self._segment_frames = segment_frames
-        self._held = np.zeros((channels, num_books, 0), np.uint16)
+        self._held: np.ndarray | None = None
         self.num_samples = 0         # per channel, taken so far
 
     def push(self, samples: np.ndarray) -> list[np.ndarray]:
@@ -160,8 +167,9 @@ class Analysis:
         ready += self._cut(self._encoder.flush())
         return ready + [self._held] if self._held.shape[2] else ready
 
-    def _cut(self, codes: np.ndarray) -> list[np.ndarray]:
-        self._held = np.concatenate([self._held, codes.astype(np.uint16)], 2)
+    def _cut(self, rows: np.ndarray) -> list[np.ndarray]:
+        rows = rows.astype(np.uint16)
+        self._held = rows if self._held is None else np.concatenate([self._held, rows], 2)
         ready = []
         while self._held.shape[2] >= self._segment_frames:
             ready.append(self._held[:, :, :self._segment_frames])
@@ -170,12 +178,12 @@ class Analysis:
 
 
 class _Segments:
-    """Iterating gives the codes, uint16 (C, K, t), of one segment after another."""
+    """Iterating gives the rows, uint16 (C, K + L, t), of one segment after another."""
 
     def __init__(self, codec: Codec, blocks: Iterable[np.ndarray], source: Source, wish: Wish,
                  segment_frames: int, progress: Callable[[float], None]):
         self._analysis = Analysis(codec, source.sample_rate, source.channels, wish, segment_frames,
-                                  audio.chunk_for(segment_frames))
+                                  audio.chunk_for(segment_frames), wish.tells_levels(codec, source.channels))
         self._blocks, self._source = blocks, source
         self.progress = progress     # hears of the share of the file that is done ...
         self.scale = 1.0             # ... of which this is the analysis
@@ -210,8 +218,8 @@ def _fit(codec: Codec, analysis: _Segments, source: Source, file, wish: Wish, he
     """Write a file that the whole decides about."""
     analysis.scale = 0.5
     with rate.Spool() as segments:
-        for codes in analysis:
-            segments.append(codes)
+        for rows in analysis:
+            segments.append(rows)
         budget = wish.kbps * 125 * analysis.num_samples / source.sample_rate
         fitter = Fitter(codec, header, source.tags, segments, analysis.num_samples, budget,
                         lambda share: analysis.progress(0.5 + 0.5 * share))
@@ -227,8 +235,8 @@ class Running:
 
     def __init__(self, codec: Codec, wish: Wish, source: Source):
         self._codec, self._wish, self._channels = codec, wish, source.channels
-        self._coder = codec.coder(wish.entropy)
-        self._codebooks = codec.codebooks
+        self._coder = codec.coder(wish.entropy, wish.tells_levels(codec, source.channels))
+        self._codebooks = codec.codebooks[:wish.most_books(codec)]
         self._seconds_per_frame = codec.config.hop / codec.config.sample_rate
         tags = sum(len(f"{name}={text}".encode()) + 3 for name, text in source.tags)
         self._size = _FILE_OVERHEAD + 8 + (tags + 8 if tags else 0)
@@ -237,20 +245,20 @@ class Running:
         self.count = Count(self._channels)
 
     def pack(self, segments: Iterable[np.ndarray]) -> Iterator[container.Segment]:
-        """Codes (C, K, t) of each segment -> segments."""
-        for codes in segments:
-            self._seconds += codes.shape[2] * self._seconds_per_frame
-            segment = self._pack(codes, max(0.0, self._seconds) * self._wish.kbps * 125 - self._size)
+        """Rows (C, K + L, t) of each segment -> segments."""
+        for rows in segments:
+            self._seconds += rows.shape[2] * self._seconds_per_frame
+            segment = self._pack(rows, max(0.0, self._seconds) * self._wish.kbps * 125 - self._size)
             self._size += sum(map(len, segment.payloads)) + _SEGMENT_OVERHEAD + 4 * self._channels
             yield segment
 
-    def _pack(self, codes: np.ndarray, budget: float) -> container.Segment:
+    def _pack(self, rows: np.ndarray, budget: float) -> container.Segment:
         overhead = _SEGMENT_OVERHEAD + 4 * self._channels
-        pricing = Pricing(self._codebooks, [codes], self._ratio)
+        pricing = Pricing(self._codebooks, [rows], self._ratio)
 
         def code(price: float) -> tuple[list[container.Segment], int, int]:
-            depths = pricing.depths(codes, price)
-            made = payloads.pack_depths(self._coder, [codes], [depths], True)
+            depths = pricing.depths(rows, price)
+            made = payloads.pack_depths(self._coder, [rows], [depths], True)
             size = sum(map(len, made[0].payloads))
             return (made, depths), size, 8 * size
 

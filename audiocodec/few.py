@@ -26,19 +26,21 @@ class Encoder:
 
     def __init__(self, twin: model.Encoder):
         self._companding = twin.config.companding
-        self._mdct = _Transform(twin.mdct)
+        self._mdct, self._envelope = _Transform(twin.mdct), twin.envelope
         self._linear = _matrix(twin.linear)
         self._network = _Stack(twin.network)
 
-    def __call__(self, blocks: Tensor, state: State) -> tuple[Tensor, State]:
-        """Blocks of samples (B, T, hop) -> latents (B, T, D) and the next state."""
+    def __call__(self, blocks: Tensor, state: State,
+                 tell_levels: bool = False) -> tuple[Tensor, Tensor | None, State]:
+        """Blocks of samples (B, T, hop) -> latents (B, T, D), levels (B, ceil(T / 2), L) or None, the next state."""
         blocks, (before, past) = blocks.numpy(), _arrays(state)
         real, magnitude = self._mdct.analyse(np.concatenate([before, blocks], 1))
         companded = np.copysign(np.abs(real) ** self._companding, real)
         features = np.concatenate([companded, 0.5 * np.log10(magnitude + model.LOG_FLOOR) + 1], 2)
         learned, past = self._network(features, past)
         latents = companded @ self._linear + learned * _presence(companded)
-        return torch.from_numpy(latents), _tensors(blocks[:, -1:], past)
+        levels = self._envelope.levels(torch.from_numpy(real)) if tell_levels else None
+        return torch.from_numpy(latents), levels, _tensors(blocks[:, -1:], past)
 
 
 class Decoder:
@@ -49,10 +51,11 @@ class Decoder:
         self._linear = _matrix(twin.linear)
         self._books = twin.books.weight.numpy()
         self._network = _Stack(twin.network)
-        self._mdct = _Transform(twin.mdct)
+        self._mdct, self._envelope = _Transform(twin.mdct), twin.envelope
 
-    def __call__(self, latents: Tensor, num_books: Tensor, state: State) -> tuple[Tensor, State]:
-        """Latents (B, T, D), books they were made of (B, T) -> blocks (B, T, hop), one late, and the next state."""
+    def __call__(self, latents: Tensor, num_books: Tensor, state: State,
+                 levels: Tensor | None = None) -> tuple[Tensor, State]:
+        """What model.Decoder.forward does."""
         latents, (overlap, past) = latents.numpy(), _arrays(state)
         learned, past = self._network(latents, past, self._books[num_books.numpy()])
         learned, gains = np.split(learned, [self._hop], 2)
@@ -60,6 +63,8 @@ class Decoder:
         if gains.shape[2]:
             companded = companded * self._gains(torch.from_numpy(gains)).numpy()
         coefficients = np.copysign(np.abs(companded) ** self._power, companded)
+        if levels is not None:
+            coefficients = self._envelope.enforce(torch.from_numpy(coefficients), levels).numpy()
         blocks, overlap = self._mdct.synthesise(coefficients, overlap)
         return torch.from_numpy(blocks), _tensors(overlap, past)
 

@@ -49,7 +49,7 @@ class Fitted:
 class Fitter:
     """Writes codes to a file of `num_samples` that takes at most `budget` bytes, or the least that is possible.
 
-    segments: the codes, in order. progress: hears of the share that is done.
+    segments: the rows, in order. progress: hears of the share that is done.
     """
 
     codec: Codec
@@ -71,12 +71,14 @@ class Fitter:
         return Fitted(len(draft), draft.books)
 
     def _rungs(self) -> list[Books]:
-        return rate.ladder(sum(added_energy(self.codec, codes) for codes in self.segments))
+        books = self.header.codebooks
+        return rate.ladder(sum(added_energy(self.codec, rows[:, :books]) for rows in self.segments))
 
     def _write_constant(self, file) -> Fitted:
         """The most books that fit, the same in all segments."""
-        bits = rate.costs(self._model, self.segments)
-        books, draft = rate.largest(self._draft, self._rungs(), bits, self._overhead(0), self.budget)
+        bits = rate.costs(self._model, self.segments, self.header.codebooks)
+        overhead = self._overhead(0) + self._level_bits() / 8
+        books, draft = rate.largest(self._draft, self._rungs(), bits, overhead, self.budget)
         draft.copy_to(file)
         return Fitted(len(draft), books)
 
@@ -97,7 +99,7 @@ class Fitter:
         Segments are coded once, in batches: what a batch takes more or less than was estimated, those after it make
         up for. Only some of the last ones are coded again until the file fits.
         """
-        pricing = Pricing(self.codec.codebooks, self.segments)
+        pricing = Pricing(self.codec.codebooks[:self.header.codebooks], self.segments)
         writer = self._writer(file, min(self.header.codebooks, MAX_DEPTH))
         count = Count(self.header.channels)
         last = max(0, len(self.segments) - payloads.BATCH // 2) // payloads.BATCH * payloads.BATCH
@@ -153,13 +155,19 @@ class Fitter:
 
     def _priced(self, pricing: Pricing, which: slice, price: float) -> Made:
         """Some of the segments, coded at a price, and the depths of their frames."""
-        codes = self.segments[which]
-        depths = [pricing.depths(part, price) for part in codes]
-        return payloads.pack_depths(self._coder, codes, depths, True), depths
+        segments = self.segments[which]
+        depths = [pricing.depths(rows, price) for rows in segments]
+        return payloads.pack_depths(self._coder, segments, depths, True), depths
+
+    def _level_bits(self) -> float:
+        """What the levels of all segments take."""
+        levels = self._coder.levels
+        return sum(levels.bits(channel[-levels.num_bands:, ::2]) for rows in self.segments
+                   for channel in rows) if levels else 0.0
 
     @property
     def _coder(self):
-        return self.codec.coder(self.header.entropy_coded)
+        return self.codec.coder(self.header.entropy_coded, self.header.has_levels)
 
     @property
     def _model(self):

@@ -20,8 +20,11 @@ from audiocodec.mdct import MDCT
 LOG_FLOOR = 1e-4    # of an MDCT magnitude, about half a step of 16 bits
 FAINT = 1e-6        # mean square of companded coefficients, or of latents, below which a network is faded out
 NORM_FLOOR = 1e-6   # added to mean squares
-_MOST_GAIN = 2.0    # natural logarithm, of companded coefficients: 29 dB
-_GAIN_STEP = 0.25   # of that logarithm, to 1 at the network's output
+LEVELS_FROM = 4500.0   # Hz
+LOWEST_LEVEL = -30  # logarithm to base 2 of a power: -90 dB
+NUM_LEVELS = 40     # steps of 3 dB from there
+LEAST_GAIN = 1e-3   # of power, that brings a band to its level
+_GAIN_STEP = 0.25   # of a gain's natural logarithm, to 1 at the network's output
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class ModelConfig:
     companding: float = 0.6     # power applied to MDCT magnitudes
     latent_dim: int = 256
     gain_bands: int = 0         # how many bands there are of which the decoder's network sets the gain
+    gain_limit: float = 2.0     # of these gains, natural logarithm, of companded coefficients: 29 dB
+    level_bands: int = 0        # how many bands over 4.5 kHz there are whose levels may be told, besides the codes
     encoder_width: int = 256
     encoder_blocks: int = 6
     decoder_width: int = 384
@@ -147,13 +152,51 @@ class Gains(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
+        self._limit = config.gain_limit
         frequency = (torch.arange(config.hop, dtype=torch.float64) + 0.5) * config.sample_rate / 2 / config.hop
         place = torch.log1p(frequency / 2000) / math.log1p(config.sample_rate / 4000)
         self.register_buffer("band", (place * config.gain_bands).long(), persistent=False)     # (hop,)
 
     def forward(self, logarithms: Tensor) -> Tensor:
         """What the network says (B, T, G) -> factors of companded coefficients (B, T, hop)."""
-        return torch.exp(_MOST_GAIN * torch.tanh(logarithms * (_GAIN_STEP / _MOST_GAIN)))[..., self.band]
+        return torch.exp(self._limit * torch.tanh(logarithms * (_GAIN_STEP / self._limit)))[..., self.band]
+
+
+class Envelope(nn.Module):
+    """Levels of bands over 4.5 kHz in pairs of frames: the powers of two that their mean power is nearest to.
+
+    Told besides the codes, they say how loud the treble is, of which the codes hold little else: spectral band
+    replication's side information (Dietz et al.: "Spectral band replication, a novel approach in audio coding", 2002).
+    The bands are evenly spaced in log(1 + f / 2 kHz).
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        top = config.sample_rate / 2
+        frequency = (torch.arange(config.hop, dtype=torch.float64) + 0.5) * top / config.hop
+        low, high = math.log1p(LEVELS_FROM / 2000), math.log1p(top / 2000)
+        place = (torch.log1p(frequency / 2000) - low) / (high - low) * config.level_bands
+        belongs = (place.floor()[:, None] == torch.arange(config.level_bands)).double()
+        self.register_buffer("mean", belongs / belongs.sum(0).clamp_min(1), persistent=False)      # (hop, L)
+        self.register_buffer("spread", belongs.T.contiguous(), persistent=False)                   # (L, hop)
+
+    def levels(self, coefficients: Tensor) -> Tensor:
+        """MDCT coefficients (B, T, hop) -> levels (B, ceil(T / 2), L), whole numbers from 0 to NUM_LEVELS - 1."""
+        return (torch.log2(self._power(coefficients)).round() - LOWEST_LEVEL).clamp(0, NUM_LEVELS - 1)
+
+    def enforce(self, coefficients: Tensor, levels: Tensor) -> Tensor:
+        """MDCT coefficients (B, T, hop), brought to levels (B, ceil(T / 2), L) as far as gains go; -1 leaves a band."""
+        wanted = torch.exp2(levels + LOWEST_LEVEL)
+        gains = (wanted / self._power(coefficients)).clamp(LEAST_GAIN, 1 / LEAST_GAIN).sqrt()
+        changes = torch.where(levels < 0, torch.zeros_like(gains), gains - 1)
+        factors = 1 + changes @ self.spread.to(changes.dtype)
+        return coefficients * factors.repeat_interleave(2, 1)[:, :coefficients.shape[1]]
+
+    def _power(self, coefficients: Tensor) -> Tensor:
+        """MDCT coefficients (B, T, hop) -> the mean power of bands in pairs of frames (B, ceil(T / 2), L)."""
+        power = coefficients.square() @ self.mean.to(coefficients.dtype)
+        pairs = F.pad(power, (0, 0, 0, power.shape[1] % 2), mode="replicate").unflatten(1, (-1, 2))
+        return pairs.mean(2) + 2.0 ** LOWEST_LEVEL
 
 
 class Encoder(nn.Module):
@@ -162,7 +205,7 @@ class Encoder(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.mdct = MDCT(config.hop)
+        self.mdct, self.envelope = MDCT(config.hop), Envelope(config)
         self.linear = nn.Linear(config.hop, config.latent_dim, bias=False)
         self.network = CausalStack(2 * config.hop, config.encoder_width, config.latent_dim,
                                    config.encoder_blocks, config.kernel, config.expansion)
@@ -170,15 +213,16 @@ class Encoder(nn.Module):
     def start(self, like: Tensor) -> tuple[Tensor, list[Tensor]]:
         return like.new_zeros(like.shape[0], 1, self.config.hop), self.network.start(like)
 
-    def forward(self, blocks: Tensor, state) -> tuple[Tensor, tuple]:
-        """Blocks of samples (B, T, hop) -> latents (B, T, D) and the next state."""
+    def forward(self, blocks: Tensor, state, tell_levels: bool = False) -> tuple[Tensor, Tensor | None, tuple]:
+        """Blocks of samples (B, T, hop) -> latents (B, T, D), levels (B, ceil(T / 2), L) or None, the next state."""
         before, past = state
         real, imaginary = self.mdct.analyse(blocks, before)
+        levels = self.envelope.levels(real) if tell_levels else None
         companded = real.sign() * real.abs() ** self.config.companding
         magnitude = torch.log10(torch.sqrt(real.square() + imaginary.square()) + LOG_FLOOR)
         features = torch.cat([companded, 0.5 * magnitude + 1], -1)
         learned, past = self.network(features, past)
-        return self.linear(companded) + learned * _presence(companded), (blocks[:, -1:], past)
+        return self.linear(companded) + learned * _presence(companded), levels, (blocks[:, -1:], past)
 
 
 class Decoder(nn.Module):
@@ -192,7 +236,7 @@ class Decoder(nn.Module):
         self.config = config
         self.mdct = MDCT(config.hop)
         self.linear = nn.Linear(config.latent_dim, config.hop, bias=False)
-        self.gains = Gains(config)
+        self.gains, self.envelope = Gains(config), Envelope(config)
         self.books = nn.Embedding(config.num_books + 1, config.decoder_width)
         self.network = CausalStack(config.latent_dim, config.decoder_width, config.hop + config.gain_bands,
                                    config.decoder_blocks, config.kernel, config.expansion)
@@ -201,8 +245,11 @@ class Decoder(nn.Module):
     def start(self, like: Tensor) -> tuple[Tensor, list[Tensor]]:
         return like.new_zeros(like.shape[0], 1, self.config.hop), self.network.start(like)
 
-    def forward(self, latents: Tensor, num_books: Tensor, state) -> tuple[Tensor, tuple]:
-        """Latents (B, T, D), the books they were made of (B,) or (B, T) -> blocks (B, T, hop), one late, next state."""
+    def forward(self, latents: Tensor, num_books: Tensor, state, levels: Tensor | None = None) -> tuple[Tensor, tuple]:
+        """Latents (B, T, D), the books they were made of (B,) or (B, T) -> blocks (B, T, hop), one late, next state.
+
+        levels: (B, ceil(T / 2), L), of all frames.
+        """
         overlap, past = state
         condition = self.books(num_books.reshape(len(latents), -1))
         learned, past = self.network(latents, past, condition)
@@ -211,6 +258,8 @@ class Decoder(nn.Module):
         if self.config.gain_bands:
             companded = companded * self.gains(gains)
         coefficients = companded.sign() * companded.abs() ** (1 / self.config.companding)
+        if levels is not None:
+            coefficients = self.envelope.enforce(coefficients, levels)
         blocks, overlap = self.mdct.synthesise(coefficients, overlap)
         return blocks, (overlap, past)
 

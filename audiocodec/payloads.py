@@ -2,6 +2,7 @@
 import itertools
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,46 +18,70 @@ Record = container.Segment | container.Damage
 
 
 def pack(coder, segments: Sequence[np.ndarray], books: Sequence[int]) -> list[container.Segment]:
-    """Codes (C, K, t) of each segment -> segments with so many books of each channel, the same in all frames."""
+    """Rows (C, K + L, t) of each segment -> segments with so many books of each channel, the same in all frames."""
     constant = np.array(books)[:, None]
     return pack_depths(coder, segments, [constant.repeat(codes.shape[2], 1) for codes in segments], False)
 
 
 def pack_depths(coder, segments: Sequence[np.ndarray], depths: Sequence[np.ndarray],
                 is_told: bool) -> list[container.Segment]:
-    """Codes (C, K, t) and depths (C, t) of each segment -> segments with the first books of each frame.
+    """Rows (C, K + L, t) and depths (C, t) of each segment -> segments with the first books of each frame.
 
-    is_told: whether depths are coded too, as they must be where frames differ.
+    Rows are codes, and levels if the coder tells these. is_told: whether depths are coded too, as they must be where
+    frames differ.
     """
     books = [[max(count, 1 - channel) for channel, count in enumerate(depth.max(1).tolist())] for depth in depths]
-    streams = [Frames(np.where(np.arange(count)[:, None] < depth, channel[:count], 0).astype(np.int64), depth, is_told)
-               for codes, frames, counts in zip(segments, depths, books)
-               for channel, depth, count in zip(codes, frames, counts) if count]
+    streams = [Frames(np.where(np.arange(count)[:, None] < depth, channel[:count], 0).astype(np.int64), depth, is_told,
+                      channel[-coder.levels.num_bands:, ::2] if coder.levels else None)
+               for rows, frames, counts in zip(segments, depths, books)
+               for channel, depth, count in zip(rows, frames, counts) if count]
     payloads = iter(coder.encode(streams))
-    return [container.Segment(codes.shape[2], tuple(counts),
+    return [container.Segment(rows.shape[2], tuple(counts),
                               tuple(next(payloads) if count else b"" for count in counts))
-            for codes, counts in zip(segments, books)]
+            for rows, counts in zip(segments, books)]
 
 
-def unpack(coder, batch: Sequence[Record], header: container.Header) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield each segment's codes int64 (C, K, t) and the books its frames use (C, t); zeros for what is missing."""
+class Unpacked(NamedTuple):
+    """What a segment holds: codes int64 (C, K, t), the books its frames use (C, t), levels (C, L, t), -1 for none.
+
+    Zeros stand for codes that are missing.
+    """
+
+    codes: np.ndarray
+    depths: np.ndarray
+    levels: np.ndarray
+
+    @property
+    def rows(self) -> np.ndarray:
+        """(C, K + L, t), as `pack` takes them."""
+        return np.concatenate([self.codes, np.maximum(self.levels, 0)], 1)
+
+
+def unpack(coder, batch: Sequence[Record], header: container.Header) -> Iterator[Unpacked]:
+    """Yield what each segment holds, and silence for those that are damaged."""
     used = [(segment, channel) for segment in batch if isinstance(segment, container.Segment)
             for channel in range(header.channels) if segment.books[channel]]
     decoded = iter(coder.decode(
         [segment.payloads[channel] for segment, channel in used],
         [Shape(segment.books[channel], segment.num_frames, header.has_depths) for segment, channel in used]))
+    num_bands = coder.levels.num_bands if coder.levels else 0
     for record in batch:
         if isinstance(record, container.Damage):
             for _ in range(record.count or 0):
                 codes = np.zeros((header.channels, header.codebooks, header.segment_frames), np.int64)
-                yield codes, np.full_like(codes[:, 0], header.codebooks)
+                levels = np.full((header.channels, num_bands, header.segment_frames), -1)
+                yield Unpacked(codes, np.full_like(codes[:, 0], header.codebooks), levels)
             continue
         codes = np.zeros((header.channels, max(record.books), record.num_frames), np.int64)
         depths = np.zeros_like(codes[:, 0])
+        levels = np.full((header.channels, num_bands, record.num_frames), -1)
         for channel, count in enumerate(record.books):
             if count:
-                codes[channel, :count], depths[channel], _ = next(decoded)
-        yield codes, depths
+                frames = next(decoded)
+                codes[channel, :count], depths[channel] = frames.codes, frames.depths
+                if num_bands:
+                    levels[channel] = frames.levels.repeat(2, 1)[:, :record.num_frames]
+        yield Unpacked(codes, depths, levels)
 
 
 def batches(items: Iterable) -> Iterator[tuple]:

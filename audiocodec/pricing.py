@@ -24,7 +24,10 @@ class Pricing:
     """Guesses what segments take at a price before they are coded, and learns from what they took."""
 
     def __init__(self, codebooks: Sequence[np.ndarray], segments: Sequence[np.ndarray], ratio: float = 1.0):
-        """codebooks: (V, D) of each book. segments: codes (C, K, t) of each. ratio: of true bits to the first guess."""
+        """codebooks: (V, D) of each of K books. segments: codes (C, K, t) of each, or rows that begin with them.
+
+        ratio: of true bits to the first guess.
+        """
         self._codebooks, self.ratio = codebooks, ratio
         self._taken = np.zeros(2)    # in truth, and by the first guess
         self._stride = 1 + sum(codes.shape[2] for codes in segments) // _FRAMES

@@ -12,6 +12,7 @@ import torch
 
 from audiocodec.entropy import ABSENT, MAX_FRAMES, MEMBERS, UNTOLD, EntropyModel
 from audiocodec.errors import FormatError
+from audiocodec.levels import LevelModel
 from audiocodec.threads import mapped
 
 Categorical = constriction.stream.model.Categorical
@@ -29,12 +30,13 @@ _DECODED_TOGETHER = 32         # each adds little to a step
 class Frames(NamedTuple):
     """What a payload holds: codes int64 (K, T), of which each frame uses the first depths (T,); the others are 0.
 
-    is_told: whether depths are in the payload; else all are K.
+    is_told: whether depths are in the payload; else all are K. levels: (L, ceil(T / 2)), if the coder tells them.
     """
 
     codes: np.ndarray
     depths: np.ndarray
     is_told: bool = False
+    levels: np.ndarray | None = None
 
     @classmethod
     def whole(cls, codes: np.ndarray) -> "Frames":
@@ -56,6 +58,8 @@ class PackedCoder:
     Zero bits fill the last byte.
     """
 
+    levels = None          # are not told
+
     def encode(self, sequences: Sequence[Frames]) -> list[bytes]:
         """Sequences -> payloads."""
         return list(map(_pack, sequences))
@@ -66,15 +70,16 @@ class PackedCoder:
 
 
 class RangeCoder:
-    """Each number by the tables of an entropy model: frame by frame, the depth if it is told, then codes.
+    """Each number by tables: first levels of bands, if there is a model of these; then, by an entropy model, frame by
+    frame, the depth if it is told, and codes.
 
     A code is two symbols, its class and its member; of books that are predicted side by side all classes come first.
     A payload is the coder's words, each from its highest byte down, cut after the last byte that matters; a decoder
     reads zeros from there on.
     """
 
-    def __init__(self, model: EntropyModel):
-        self.model = model
+    def __init__(self, model: EntropyModel, levels: LevelModel | None = None):
+        self.model, self.levels = model, levels
 
     def encode(self, sequences: Sequence[Frames]) -> list[bytes]:
         """Sequences of at most 512 frames -> payloads."""
@@ -100,8 +105,11 @@ class RangeCoder:
     def _encode(self, group: Sequence[Frames]) -> list[bytes]:
         is_told = np.array([frames.is_told for frames in group])
         payloads = []
-        for tables, symbols in self.model.tables(*_together(group), is_told):
+        for frames, (tables, symbols) in zip(group, self.model.tables(*_together(group), is_told)):
             encoder = RangeEncoder()
+            if self.levels:
+                counts, steps = self.levels.tables(frames.levels)
+                encoder.encode(steps, BY_COUNTS, counts)
             encoder.encode(symbols, BY_COUNTS, tables)
             payloads.append(shortest(encoder))
         return payloads
@@ -112,6 +120,7 @@ class RangeCoder:
         places = np.full((len(shapes), num_books.max(), num_frames.max()), ABSENT)
         depths = np.zeros((len(shapes), num_frames.max()), np.int64)
         decoders = [RangeDecoder(words(payload)) for payload in payloads]
+        levels = [self._levels(decoder, frames) for decoder, frames in zip(decoders, num_frames.tolist())]
         spare = RangeDecoder(words(b""))       # for what a sequence lacks
         state = self.model.start(len(shapes))
         last, last_told = np.full(places.shape[:2], ABSENT), np.full(len(shapes), UNTOLD)
@@ -144,8 +153,17 @@ class RangeCoder:
             places[:, :, t], depths[:, t] = last, depth
         is_there = np.arange(places.shape[1])[:, None] < depths[:, None]
         codes = np.where(is_there, self.model.codes(np.where(is_there, places, 0)), 0)
-        return [Frames(found[:books, :frames], depth[:frames], told)
-                for found, depth, (books, frames, told) in zip(codes, depths, shapes)]
+        return [Frames(found[:books, :frames], depth[:frames], told, told_levels)
+                for found, depth, told_levels, (books, frames, told) in zip(codes, depths, levels, shapes)]
+
+    def _levels(self, decoder: RangeDecoder, num_frames: int) -> np.ndarray | None:
+        """The levels that a payload begins with, if this coder tells any."""
+        if not (self.levels and num_frames):
+            return None
+        try:
+            return self.levels.decode(-(-num_frames // 2), lambda counts: decoder.decode(BY_COUNTS, counts))
+        except AssertionError as error:        # constriction's answer to words that no encoder writes
+            raise FormatError(f"a damaged payload ({error})") from None
 
 
 def _together(group: Sequence[Frames]) -> tuple[np.ndarray, np.ndarray]:

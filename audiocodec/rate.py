@@ -36,7 +36,7 @@ def ladder(gains: np.ndarray) -> list[Rung]:
 
 
 class Spool:
-    """A sequence of codes, uint16 (C, K, t), of segments; on disk when they are many. A context manager."""
+    """A sequence of rows, uint16 (C, K, t), of segments; on disk when they are many. A context manager."""
 
     def __init__(self):
         self._file = tempfile.SpooledTemporaryFile(_IN_MEMORY)
@@ -60,27 +60,27 @@ class Spool:
             return [self._read(*place) for place in self._places[at]]
         return self._read(*self._places[at])
 
-    def append(self, codes: np.ndarray) -> None:
+    def append(self, rows: np.ndarray) -> None:
         self._file.seek(self._end)
-        self._file.write(codes.tobytes())
-        self._places.append((self._end, codes.shape))
-        self._end += codes.nbytes
+        self._file.write(rows.tobytes())
+        self._places.append((self._end, rows.shape))
+        self._end += rows.nbytes
 
     def _read(self, start: int, shape: tuple[int, ...]) -> np.ndarray:
         self._file.seek(start)
         return np.frombuffer(self._file.read(2 * int(np.prod(shape))), np.uint16).reshape(shape)
 
 
-def costs(model: EntropyModel | None, segments: Sequence[np.ndarray]) -> np.ndarray:
-    """The bits that all segments (C, K, T) take, for each channel and book, (C, K); some are looked at, not all.
+def costs(model: EntropyModel | None, segments: Sequence[np.ndarray], books: int) -> np.ndarray:
+    """The bits that all segments' codes take, for each channel and book, (C, K); some are looked at, not all.
 
-    model: None for codes that are not entropy-coded.
+    model: None for codes that are not entropy-coded. segments: rows (C, K + L, T). books: K.
     """
-    channels, books, _ = segments[0].shape
+    channels = len(segments[0])
     if model is None:
         return np.full((channels, books), 10.0 * sum(segment.shape[2] for segment in segments))
     chosen = [segments[at] for at in np.unique(np.linspace(0, len(segments) - 1, _SAMPLE).astype(int))]
-    bits = sum(model.cost(segment.astype(np.int64)) for segment in chosen)
+    bits = sum(model.cost(segment[:, :books].astype(np.int64)) for segment in chosen)
     return bits * sum(segment.shape[2] for segment in segments) / sum(segment.shape[2] for segment in chosen)
 
 

@@ -49,7 +49,8 @@ class StreamEncoder:
         else:
             frames, chunk = segment_frames, audio.chunk_for(segment_frames)
             self._start_writing = lambda: _FileWriter(codec, source, wish, segment_frames)
-        self._start_analysis = lambda: Analysis(codec, sample_rate, channels, wish, frames, chunk)
+        tell_levels = not packet_frames and wish.tells_levels(codec, channels)
+        self._start_analysis = lambda: Analysis(codec, sample_rate, channels, wish, frames, chunk, tell_levels)
         self.sample_rate, self.channels = sample_rate, channels
         self.reset()
 
@@ -144,7 +145,8 @@ class _FileWriter:
         if wish.codebooks is None:
             self._packed = Running(codec, wish, source).pack
         else:
-            coder, books = codec.coder(wish.entropy), (wish.codebooks,) * source.channels
+            coder = codec.coder(wish.entropy, wish.tells_levels(codec, source.channels))
+            books = (wish.codebooks,) * source.channels
             self._packed = functools.partial(payloads.pack, coder, books=books)
 
     def push(self, segments: list[np.ndarray]) -> bytes:
@@ -209,7 +211,7 @@ class _FileReader:
         self._reader = reader
 
     def _decoded(self, segment: container.Segment) -> Iterator[np.ndarray]:
-        return (self._synthesis.push(codes, books) for codes, books in self._unpacking.push([segment]))
+        return map(self._synthesis.push, self._unpacking.push([segment]))
 
 
 class _Starved(Exception):

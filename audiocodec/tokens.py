@@ -7,7 +7,8 @@ from torch import Tensor
 
 from audiocodec import few, rangecoder, weights
 from audiocodec.entropy import BOOK_SIZE, EntropyConfig, EntropyModel
-from audiocodec.errors import ModelError, NacError
+from audiocodec.errors import FormatError, ModelError, NacError
+from audiocodec.levels import LevelModel
 from audiocodec.model import Decoder, Encoder, ModelConfig
 from audiocodec.quantizer import ResidualQuantizer
 from audiocodec.whole import WholeLinear
@@ -26,6 +27,8 @@ class Codec:
             self.config = ModelConfig(**source.config["codec"])
             networks = _build_networks(self.config, source.codec(), self.device)
             self.entropy = EntropyModel(EntropyConfig(**source.config["entropy"]), source.part("entropy"))
+            bands = self.config.level_bands
+            self.levels = LevelModel(bands, source.part("levels")["tables"]) if bands else None
         except (KeyError, IndexError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise ModelError(f"{source.path}: the weights do not fit their configuration ({reason:.200})") from None
@@ -78,15 +81,17 @@ class Codec:
         if not 1 <= num_books <= self.config.num_books:
             raise NacError(f"{num_books} codebooks; this model has 1 to {self.config.num_books}")
 
-    def encode_blocks(self, blocks: Tensor, state: few.State) -> tuple[Tensor, few.State]:
-        """Blocks of samples float64 (B, T, hop) -> latents (B, T, D) and the encoder's next state."""
+    def encode_blocks(self, blocks: Tensor, state: few.State,
+                      tell_levels: bool = False) -> tuple[Tensor, Tensor | None, few.State]:
+        """Blocks of samples float64 (B, T, hop) -> what model.Encoder.forward gives."""
         encoder = self._few_encoder if self._suits_few(blocks) else self.encoder
-        return encoder(blocks, state)
+        return encoder(blocks, state, tell_levels)
 
-    def decode_latents(self, latents: Tensor, num_books: Tensor, state: few.State) -> tuple[Tensor, few.State]:
-        """Latents float64 (B, T, D), books used (B, T) -> blocks (B, T, hop), one late, and the next state."""
+    def decode_latents(self, latents: Tensor, num_books: Tensor, state: few.State,
+                       levels: Tensor | None = None) -> tuple[Tensor, few.State]:
+        """Latents float64 (B, T, D), books used (B, T), levels -> what model.Decoder.forward gives."""
         decoder = self._few_decoder if self._suits_few(latents) else self.decoder
-        return decoder(latents, num_books, state)
+        return decoder(latents, num_books, state, levels)
 
     @cached_property
     def _few_encoder(self) -> few.Encoder:
@@ -99,9 +104,13 @@ class Codec:
     def _suits_few(self, rows: Tensor) -> bool:
         return rows.shape[1] <= few.MOST and not rows.is_cuda
 
-    def coder(self, entropy_coded: bool) -> "rangecoder.RangeCoder | rangecoder.PackedCoder":
-        """The coder of payloads that a file asks for."""
-        return rangecoder.RangeCoder(self.entropy) if entropy_coded else rangecoder.PackedCoder()
+    def coder(self, entropy_coded: bool, has_levels: bool = False) -> "rangecoder.RangeCoder | rangecoder.PackedCoder":
+        """The coder of payloads that a file asks for. Raises FormatError for levels that there are no tables for."""
+        if not entropy_coded:
+            return rangecoder.PackedCoder()
+        if has_levels and self.levels is None:
+            raise FormatError("a file that tells levels of bands; its model has none")
+        return rangecoder.RangeCoder(self.entropy, self.levels if has_levels else None)
 
 
 def _build_networks(config: ModelConfig, tensors: dict[str, np.ndarray], device: str):
@@ -124,23 +133,33 @@ def choose_device(device: str) -> str:
 
 
 class StreamEncoder:
-    """Samples in pieces of any size -> codes, the same as those of the whole."""
+    """Samples in pieces of any size -> codes, the same as those of the whole, and levels where they are told.
 
-    def __init__(self, codec: Codec, batch: int, num_books: int, likely_books: int | None = None):
+    Rows of codes (B, K, t) are followed by rows of levels, (B, K + L, t): those of a pair of frames are in both.
+    """
+
+    def __init__(self, codec: Codec, batch: int, num_books: int, likely_books: int | None = None,
+                 tell_levels: bool = False):
         """likely_books: as ResidualQuantizer.encode has it."""
         self._codec, self._num_books, self._likely_books = codec, num_books, likely_books
+        self._tell_levels = tell_levels
         self._waiting = np.zeros((batch, 0), np.float32)
         self._state = codec.encoder.start(torch.zeros(batch, 1, dtype=torch.float64, device=codec.device))
-        self._empty = np.zeros((batch, num_books, 0), np.int64)
+        num_rows = num_books + codec.config.level_bands * tell_levels
+        self._empty = np.zeros((batch, num_rows, 0), np.int64)
         self._has_input = False
 
-    @torch.inference_mode()
     def push(self, samples: np.ndarray) -> np.ndarray:
-        """Samples float32 (B, n) -> codes int64 (B, K, t) of the frames they complete."""
+        """Samples float32 (B, n) -> rows int64 (B, K, t) of the frames they complete; of pairs, if levels are told."""
         self._has_input |= bool(samples.shape[1])
+        return self._push(samples, 1 + self._tell_levels)
+
+    @torch.inference_mode()
+    def _push(self, samples: np.ndarray, at_once: int) -> np.ndarray:
+        """The rows of as many times so many frames as there are."""
         hop = self._codec.config.hop
         self._waiting = np.concatenate([self._waiting, samples], 1)
-        num_frames = self._waiting.shape[1] // hop
+        num_frames = self._waiting.shape[1] // (at_once * hop) * at_once
         blocks = self._waiting[:, :num_frames * hop].reshape(len(samples), num_frames, hop)
         self._waiting = self._waiting[:, num_frames * hop:]
         pieces = [self._encode(blocks[:, at:at + _PASS]) for at in range(0, num_frames, _PASS)]
@@ -151,13 +170,16 @@ class StreamEncoder:
         if not self._has_input:
             return self._empty
         padding = -self._waiting.shape[1] % self._codec.config.hop + self._codec.config.hop
-        return self.push(np.zeros((len(self._waiting), padding), np.float32))
+        return self._push(np.zeros((len(self._waiting), padding), np.float32), 1)
 
     def _encode(self, blocks: np.ndarray) -> np.ndarray:
         blocks = torch.from_numpy(blocks.astype(np.float64)).to(self._codec.device)
-        latents, self._state = self._codec.encode_blocks(blocks, self._state)
-        latents = latents.transpose(1, 2)
-        return self._codec.quantizer.encode(latents, self._num_books, self._likely_books).cpu().numpy()
+        latents, levels, self._state = self._codec.encode_blocks(blocks, self._state, self._tell_levels)
+        codes = self._codec.quantizer.encode(latents.transpose(1, 2), self._num_books, self._likely_books)
+        if levels is not None:
+            of_frames = levels.repeat_interleave(2, 1)[:, :codes.shape[2]].transpose(1, 2)
+            codes = torch.cat([codes, of_frames.to(codes)], 1)
+        return codes.cpu().numpy()
 
 
 class StreamDecoder:
@@ -169,19 +191,27 @@ class StreamDecoder:
         self._started = False
 
     @torch.inference_mode()
-    def push(self, codes: np.ndarray, num_books: np.ndarray) -> np.ndarray:
-        """Codes int64 (B, K, t), books used (B,) or (B, t) -> samples float32 (B, n). Codes not used must be 0."""
+    def push(self, codes: np.ndarray, num_books: np.ndarray, levels: np.ndarray | None = None) -> np.ndarray:
+        """Codes int64 (B, K, t), books used (B,) or (B, t) -> samples float32 (B, n). Codes not used must be 0.
+
+        levels: (B, L, t), -1 where none are told, and the same in both frames of a pair: the first and the second
+        of this call, the third and the fourth ...
+        """
         num_frames, device = codes.shape[2], self._codec.device
         codes = torch.from_numpy(codes).to(device)
         num_books = torch.from_numpy(num_books).to(device).reshape(len(codes), -1).expand(-1, num_frames)
         passes = [slice(at, at + _PASS) for at in range(0, num_frames, _PASS)]
-        pieces = [self._decode(codes[:, :, part], num_books[:, part]) for part in passes]
+        if levels is not None:
+            levels = torch.from_numpy(levels).to(device, torch.float64) if levels.size and levels.max() >= 0 else None
+        pieces = [self._decode(codes[:, :, part], num_books[:, part], None if levels is None else levels[:, :, part])
+                  for part in passes]
         samples = np.concatenate([np.zeros((len(codes), 0), np.float32), *pieces], 1)
         skip = 0 if self._started or not num_frames else self._codec.config.hop
         self._started |= bool(num_frames)
         return samples[:, skip:]
 
-    def _decode(self, codes: Tensor, num_books: Tensor) -> np.ndarray:
+    def _decode(self, codes: Tensor, num_books: Tensor, levels: Tensor | None) -> np.ndarray:
         latents = self._codec.quantizer.decode(codes).transpose(1, 2)
-        blocks, self._state = self._codec.decode_latents(latents, num_books, self._state)
+        pairs = None if levels is None else levels[:, :, ::2].transpose(1, 2)
+        blocks, self._state = self._codec.decode_latents(latents, num_books, self._state, pairs)
         return blocks.flatten(1).float().cpu().numpy()

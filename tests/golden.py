@@ -22,15 +22,20 @@ _EXAMPLE = FOLDER.parent.parent / "examples" / "music.flac"
 
 
 def codes_hash(data: bytes, codec: Codec) -> str:
-    """The SHA-256 of a .nac file's codes (K, T) and depths (T,), little-endian uint16: segments, channels in order."""
+    """The SHA-256 of a .nac file's codes (K, T), depths (T,) and levels (L, P), if it tells any, little-endian uint16.
+
+    Segments and their channels in order.
+    """
     digest = hashlib.sha256()
     reader = container.Reader(io.BytesIO(data))
-    coder = codec.coder(reader.header.entropy_coded)
+    coder = codec.coder(reader.header.entropy_coded, reader.header.has_levels)
     for segment in reader:
         shapes = [Shape(count, segment.num_frames, reader.header.has_depths) for count in segment.books if count]
         for frames in coder.decode([payload for payload in segment.payloads if payload], shapes):
             digest.update(frames.codes.astype("<u2").tobytes())
             digest.update(frames.depths.astype("<u2").tobytes())
+            if frames.levels is not None:
+                digest.update(frames.levels.astype("<u2").tobytes())
     return digest.hexdigest()
 
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from audiocodec.entropy import BOOK_SIZE, EntropyConfig, EntropyModel
 from audiocodec.errors import FormatError
+from audiocodec.levels import NUM_SYMBOLS, LevelModel, num_contexts
 from audiocodec.rangecoder import Frames, PackedCoder, RangeCoder, Shape
 from test_entropy import random_tensors
 
@@ -111,3 +112,20 @@ def test_shapes_beyond_the_model_are_refused():
     for shape in [Shape(33, 4), Shape(4, 513)]:
         with pytest.raises(FormatError, match="codebooks"):
             RANGE.decode([b""], [shape])
+
+
+def test_levels_go_before_codes():
+    tables = np.random.default_rng(0).integers(1, 99, (num_contexts(2), NUM_SYMBOLS))
+    coder = RangeCoder(MODEL, LevelModel(2, tables))
+    shapes = [Shape(4, 9), Shape(3, 1, True), Shape(9, 12, True)]
+    rng = np.random.default_rng(1)
+    sequences = [frames._replace(levels=rng.integers(0, 40, (2, -(-frames.codes.shape[1] // 2))))
+                 for frames in random_frames(shapes, 7)]
+    plain, made = RANGE.encode(sequences), coder.encode(sequences)
+    for before, after in zip(sequences, coder.decode(made, shapes), strict=True):
+        assert_same(before, after)
+        assert np.array_equal(before.levels, after.levels)
+    assert all(len(told) > len(untold) for told, untold in zip(made, plain))
+    with pytest.raises(FormatError, match="damaged payload"):
+        for seed in range(200):
+            coder.decode([np.random.default_rng(seed).bytes(40)], [Shape(9, 12, True)])

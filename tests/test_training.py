@@ -36,7 +36,7 @@ from audiocodec.training.validation import validate
 
 TINY = dataclasses.replace(
     configs.load("tiny"), batch=2, crop=6400, start_crops=40, refit_crops=80, validate_updates=100,
-    model=ModelConfig(latent_dim=32, gain_bands=4, encoder_width=32, encoder_blocks=1, decoder_width=32,
+    model=ModelConfig(latent_dim=32, gain_bands=4, level_bands=4, encoder_width=32, encoder_blocks=1, decoder_width=32,
                       decoder_blocks=1, num_books=4, book_size=64, coarse_books=[1, 1], coarse_dims=[8, 16]))
 
 
@@ -392,6 +392,8 @@ def test_a_killed_command_goes_on(folder, tmp_path):
     ("[model]\nnum_books = 33", "model.num_books = 33; expected 1 to 32"),
     ("[model]\nlatent_dim = 321", "model.latent_dim = 321; expected the hop, 320, or less"),
     ("[model]\ngain_bands = -1", "model.gain_bands = -1; expected"),
+    ("[model]\nlevel_bands = 33", "model.level_bands = 33; expected 0 to 32"),
+    ("[model]\nsample_rate = 16000", "model.level_bands = 8 at 16000 Hz; expected 0, as they begin at 4500 Hz"),
     ("[model]\ncoarse_dims = [64]", "model.coarse_books = [8, 8], coarse_dims = [64]; expected as many of both"),
     ("[model]\ncoarse_books = [4, 4]\ncoarse_dims = [64, 32]", "the dims in rising order"),
     ("[entropy]\nheads = 3", "entropy.width = 128; expected a multiple of the heads, 3"),
@@ -421,7 +423,8 @@ def test_a_model_of_few_books_needs_no_other_settings(tmp_path):
 
 def test_the_configuration_and_the_code_agree():
     settings = configs.load("nac-24k")
-    assert settings.model == ModelConfig(gain_bands=20, coarse_books=[8, 8], coarse_dims=[64, 128])
+    assert settings.model == ModelConfig(gain_bands=40, gain_limit=4, level_bands=8, coarse_books=[8, 8],
+                                         coarse_dims=[64, 128])
     assert settings.entropy == EntropyConfig(layers=4, turns=(1, 1, 2, 4, 8))
     for preset in configs.presets():
         assert configs.load(preset).model.book_size == 1024

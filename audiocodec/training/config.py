@@ -10,7 +10,7 @@ from audiocodec import limits
 from audiocodec.audio import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE
 from audiocodec.entropy import BOOK_SIZE, MAX_INNER, MAX_LAYERS, MAX_WINDOW, EntropyConfig
 from audiocodec.errors import NacError
-from audiocodec.model import ModelConfig
+from audiocodec.model import LEVELS_FROM, ModelConfig
 
 DEFAULT = "nac-24k"
 STAGES = ("reconstruction", "adversarial", "polish", "entropy")
@@ -21,6 +21,8 @@ _LIMITS = {             # other counts are 1 or more, other numbers 0 or more
     "model.sample_rate": (MIN_SAMPLE_RATE, MAX_SAMPLE_RATE),
     "model.companding": (0.1, 1),
     "model.gain_bands": (0, math.inf),
+    "model.gain_limit": (0.1, 8),
+    "model.level_bands": (0, limits.MAX_LEVEL_BANDS),
     "model.num_books": (1, limits.MAX_BOOKS),
     "model.book_size": (BOOK_SIZE, BOOK_SIZE),
     "entropy.layers": (1, MAX_LAYERS),
@@ -147,6 +149,9 @@ def _problems(config: TrainConfig) -> Iterator[str]:
                "expected as many of both, the dims in rising order")
     if model.latent_dim > model.hop:
         yield f"model.latent_dim = {model.latent_dim}; expected the hop, {model.hop}, or less"
+    if model.level_bands and model.sample_rate <= 2 * LEVELS_FROM:
+        yield (f"model.level_bands = {model.level_bands} at {model.sample_rate} Hz; expected 0, as they begin at "
+               f"{LEVELS_FROM:g} Hz")
     if entropy.width % entropy.heads:
         yield f"entropy.width = {entropy.width}; expected a multiple of the heads, {entropy.heads}"
     if max(entropy.width + entropy.feed_forward, entropy.head_width, entropy.head_hidden) > MAX_INNER:

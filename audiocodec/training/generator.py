@@ -7,6 +7,9 @@ from audiocodec.quantizer import ResidualQuantizer
 from audiocodec.training.codebooks import CodebookTrainer, kmeans_start
 
 
+_TOLD = 0.75     # of the items: their decoder is told the levels of bands
+
+
 class Generator(nn.Module):
     """The codec's networks."""
 
@@ -22,10 +25,18 @@ class Generator(nn.Module):
         blocks = to_blocks(samples, self.config.hop)
         return self.encoder(blocks, self.encoder.start(blocks))[0].float().transpose(1, 2)
 
-    def samples(self, latents: Tensor, num_books: Tensor) -> Tensor:
-        """Latents (B, D, T), books (B,) or (B, T) -> samples (B, (T - 1) * hop)."""
+    def levels(self, samples: Tensor) -> Tensor | None:
+        """Samples (B, N) -> the levels of their bands (B, ceil(T / 2), L); None for a model without such bands."""
+        if not self.config.level_bands:
+            return None
+        blocks = to_blocks(samples, self.config.hop)
+        coefficients, _ = self.encoder.mdct.analyse(blocks, torch.zeros_like(blocks[:, :1]))
+        return self.encoder.envelope.levels(coefficients)
+
+    def samples(self, latents: Tensor, num_books: Tensor, levels: Tensor | None = None) -> Tensor:
+        """Latents (B, D, T), books (B,) or (B, T), levels of bands -> samples (B, (T - 1) * hop)."""
         rows = latents.transpose(1, 2)
-        blocks, _ = self.decoder(rows, num_books, self.decoder.start(rows))
+        blocks, _ = self.decoder(rows, num_books, self.decoder.start(rows), levels)
         return blocks[:, 1:].flatten(1)
 
     def forward(self, samples: Tensor, num_books: Tensor, prices: Tensor, books: CodebookTrainer,
@@ -37,7 +48,11 @@ class Generator(nn.Module):
         with torch.set_grad_enabled(not frozen):
             latents = self.latents(samples)
         quantized, depths, commitment = books.quantize(latents, num_books, prices, learn=not frozen)
-        return self.samples(quantized, depths), commitment
+        levels = self.levels(samples)
+        if levels is not None:
+            is_told = torch.rand(len(samples), 1, 1, device=samples.device) < _TOLD
+            levels = torch.where(is_told, levels, -1)
+        return self.samples(quantized, depths, levels), commitment
 
     def accelerate(self, device: str, fuse: bool) -> None:
         """Run the networks' products in bfloat16, and compile them."""

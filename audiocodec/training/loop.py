@@ -291,7 +291,7 @@ class Trainer:
             checkpoint.save(self.best, self.run / "best.pt")
         self.board.scalars({f"valid/{name}": value for name, value in scores.items()}, self.total_updates)
         self.board.codebooks(*codebook_use(codes, self.config.model.book_size), self.total_updates)
-        self.board.examples(self.clips[:2], examples(self.average, codes, self.clips.shape[1]), self.total_updates,
+        self.board.examples(self.clips[:2], examples(self.average, codes, self.clips), self.total_updates,
                             self.config.model.sample_rate)
         report.draw(self.run)
 

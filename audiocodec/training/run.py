@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from audiocodec import __version__, weights
+from audiocodec import __version__, levels, weights
 from audiocodec.entropy import MAX_FRAMES, EntropyConfig
 from audiocodec.errors import NacError
 from audiocodec.model import ModelConfig
@@ -26,6 +26,7 @@ from audiocodec.training.sources import open_source
 _LEAD = 48                   # frames of context before a sequence
 _VALID_SECONDS = 8
 _SEQUENCES = 4               # coded together
+_LEVEL_BATCHES = 400         # of these, 3 h, that tables of levels are counted on
 _BEGUN = "init.safetensors"  # in the run's folder: the weights that it began from
 
 
@@ -115,6 +116,7 @@ def finish(trainer: Trainer, about: dict) -> Path:
     length = trainer.lengths["entropy"]
     limit = {"updates": length} if trainer.count_updates else {"minutes": length * 2 / 3}
     codes = _codes(trainer, run / "codes.npy")
+    tables = _level_tables(trainer, -(-len(codes) // _SEQUENCES))
     tensors = weights.codec_tensors({name: tensor.cpu().numpy() for name, tensor in generator.state_dict().items()})
     books = generator.quantizer.codebooks.cpu().numpy()
     entropy_config, entropy_tensors, bits = train_entropy(
@@ -125,7 +127,7 @@ def finish(trainer: Trainer, about: dict) -> Path:
                    "about": {"command": shlex.join(["nac", *sys.argv[1:]]), "version": __version__,
                              "hours": round(trainer.total_seconds / 3600, 2), "updates": trainer.total_updates,
                              "entropy": bits, **about}}
-    tensors |= {f"entropy.{name}": value for name, value in entropy_tensors.items()}
+    tensors |= {f"entropy.{name}": value for name, value in entropy_tensors.items()} | tables
     target = run / "model.safetensors"
     partial = target.with_suffix(".part")
     partial.write_bytes(weights.pack(description, tensors))
@@ -156,15 +158,36 @@ def _codes(trainer: Trainer, path: Path) -> np.ndarray:
     if trainer.count_updates:
         wanted = min(wanted, 8 * length)
     ends = float("inf") if trainer.count_updates else time.monotonic() + length * 60 / 3
-    samples = (MAX_FRAMES + _LEAD - 1) * config.model.hop
-    crops = Crops(trainer.crops.sources, samples, config.model.sample_rate, config.seed + 1)
-    found = []
+    crops, found = _stretches(trainer), []
     while not found or len(found) * _SEQUENCES < wanted and time.monotonic() < ends:
         found.append(_coded(trainer.average, crops.batch(len(found), _SEQUENCES), trainer.team.device))
     partial = path.with_suffix(".part.npy")
     np.save(partial, np.concatenate(found))
     os.replace(partial, path)
     return np.load(path, mmap_mode="r")
+
+
+def _stretches(trainer: Trainer) -> Crops:
+    """Random stretches of the sources, each with what leads up to it."""
+    config = trainer.config
+    samples = (MAX_FRAMES + _LEAD - 1) * config.model.hop
+    return Crops(trainer.crops.sources, samples, config.model.sample_rate, config.seed + 1)
+
+
+@torch.inference_mode()
+def _level_tables(trainer: Trainer, most: int) -> dict[str, np.ndarray]:
+    """The tables that levels of bands are coded by, counted on up to so many batches; none for a model without."""
+    num_bands = trainer.config.model.level_bands
+    if not num_bands:
+        return {}
+    crops, counts = _stretches(trainer), np.zeros((levels.num_contexts(num_bands), levels.NUM_SYMBOLS))
+    for at in range(min(most, _LEVEL_BATCHES)):
+        samples = torch.from_numpy(crops.batch(at, _SEQUENCES)).to(trainer.team.device)
+        found = trainer.average.levels(samples)[:, _LEAD // 2:].transpose(1, 2).cpu().numpy()
+        for sequence in found:
+            for stretch in (sequence, sequence[:, :MAX_FRAMES // 4]):       # segments are of either length
+                np.add.at(counts, levels.coded(stretch), 1)
+    return {"levels.tables": levels.to_tables(counts)}
 
 
 @torch.inference_mode()

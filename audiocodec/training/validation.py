@@ -25,13 +25,17 @@ def encode(generator: Generator, clips: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def decode(generator: Generator, codes: Tensor, num_samples: int) -> Tensor:
-    """Codes (B, K, T), of the first K books -> samples (B, N) on the CPU."""
+def decode(generator: Generator, codes: Tensor, clips: Tensor) -> Tensor:
+    """Codes (B, K, T), of the first K books, and the clips (B, N) they are of -> samples (B, N) on the CPU.
+
+    Of the clips nothing is taken but the levels that a file would tell.
+    """
     quantizer, parts = generator.quantizer, []
-    for some in codes.split(_BATCH):
-        some = some.to(quantizer.codebooks.device)
+    for some, originals in zip(codes.split(_BATCH), clips.split(_BATCH)):
+        some, originals = some.to(quantizer.codebooks.device), originals.to(quantizer.codebooks.device)
         num_books = torch.full_like(some[:, 0, 0], codes.shape[1])
-        parts.append(generator.samples(quantizer.decode(some), num_books)[:, :num_samples].float().cpu())
+        decoded = generator.samples(quantizer.decode(some), num_books, generator.levels(originals))
+        parts.append(decoded[:, :clips.shape[1]].float().cpu())
     return torch.cat(parts)
 
 
@@ -68,7 +72,7 @@ def validate(generator: Generator, clips: Tensor, books: tuple[int, ...] = BOOKS
 
 
 def _scores(generator: Generator, clips: Tensor, codes: Tensor, n: int) -> dict[str, float]:
-    decoded = decode(generator, codes, clips.shape[1])
+    decoded = decode(generator, codes, clips)
     sane = bool(decoded.isfinite().all())
     report = {}
     for name, score in _SCORES.items() if sane else [("mel", metrics.log_mel_distance)]:
@@ -97,7 +101,6 @@ def codebook_use(codes: Tensor, size: int) -> tuple[np.ndarray, np.ndarray]:
     return (counts > 0).mean(1), 2.0 ** entropy
 
 
-def examples(generator: Generator, codes: Tensor, num_samples: int,
-             books: tuple[int, ...] = BOOKS) -> dict[int, Tensor]:
+def examples(generator: Generator, codes: Tensor, clips: Tensor, books: tuple[int, ...] = BOOKS) -> dict[int, Tensor]:
     """The first two of clips' codes (B, K, T), decoded from each number of books that the model has: samples (2, N)."""
-    return {n: decode(generator, codes[:2, :n], num_samples) for n in books if n <= codes.shape[1]}
+    return {n: decode(generator, codes[:2, :n], clips[:2]) for n in books if n <= codes.shape[1]}

@@ -1,0 +1,113 @@
+"""Levels of bands <-> symbols for the range coder, by tables that training counts.
+
+Of a segment's pairs of frames the first is coded, then the one in the middle of what is left, and so on: from coarse to
+fine, every pair but the first between two that are known, as far as the segment goes. What is coded is how far a level
+is from the mean of these two, by a table for how far the two are apart, how near in time, and what the band below did.
+"""
+from collections.abc import Iterator
+
+import numpy as np
+
+from audiocodec.entropy import TOTAL
+from audiocodec.errors import FormatError, ModelError
+from audiocodec.model import NUM_LEVELS
+
+NUM_SYMBOLS = 2 * NUM_LEVELS - 1         # what a level may differ by, from -39 to 39
+_STRIDES, _SPREADS, _CHANGES = 4, 6, 6   # how many of each a table is for; the last ones: no right one, no band below
+_MOST_CHANGE = 2                         # of the band below, that is told apart
+_NONE = -1                               # the place of a pair that is not there
+
+Step = tuple[int, np.ndarray, np.ndarray, np.ndarray]    # stride's number; places of pairs, and of those left and right
+
+
+class LevelModel:
+    """The tables, and levels by them."""
+
+    def __init__(self, num_bands: int, tables: np.ndarray):
+        """tables: uint16 (contexts, symbols), none of them 0. Raises ModelError for others."""
+        if tables.shape != (num_contexts(num_bands), NUM_SYMBOLS) or not tables.all():
+            raise ModelError(f"tables of levels of shape {tables.shape}; expected none empty, and "
+                             f"{num_contexts(num_bands), NUM_SYMBOLS}")
+        self.num_bands = num_bands
+        tables = tables.astype(np.int64)
+        counts = tables * (TOTAL - NUM_SYMBOLS) // tables.sum(1, keepdims=True)
+        counts[:, NUM_LEVELS - 1] += TOTAL - NUM_SYMBOLS - counts.sum(1)
+        self._counts = counts.astype(np.float32)     # the coder adds one to each and takes them as they are
+
+    def tables(self, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Levels (L, P) of P pairs -> counts float32 (n, symbols) and symbols int32 (n,), in the order of coding."""
+        contexts, symbols = coded(levels)
+        return self._counts[contexts], symbols.astype(np.int32)
+
+    def bits(self, levels: np.ndarray) -> float:
+        """What levels (L, P) take."""
+        contexts, symbols = coded(levels)
+        return float(np.log2(TOTAL / (self._counts[contexts, symbols] + 1)).sum())
+
+    def decode(self, num_pairs: int, take) -> np.ndarray:
+        """Levels int64 (L, P). take: counts float32 (n, symbols) -> the next n symbols. Raises FormatError."""
+        levels = np.zeros((self.num_bands, num_pairs), np.int64)
+        levels[:, 0] = np.cumsum(take(self._counts[_first_contexts(self.num_bands)]) - (NUM_LEVELS - 1))
+        for step in _steps(num_pairs):
+            places, below = step[1], None
+            for band in levels:
+                contexts, expected = _expectation(band, step, below)
+                below = take(self._counts[contexts]) - (NUM_LEVELS - 1)
+                band[places] = expected + below
+        if levels.min() < 0 or levels.max() >= NUM_LEVELS:
+            raise FormatError("a damaged payload (a level that does not exist)")
+        return levels
+
+
+def num_contexts(num_bands: int) -> int:
+    """How many tables there are."""
+    return num_bands + 2 * _STRIDES * _SPREADS * _CHANGES
+
+
+def coded(levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Levels (L, P) -> contexts and symbols (n,), in the order of coding."""
+    levels = levels.astype(np.int64)
+    contexts = [_first_contexts(len(levels))]
+    symbols = [np.diff(levels[:, 0], prepend=0)]
+    for step in _steps(levels.shape[1]):
+        below = None
+        for band in levels:
+            context, expected = _expectation(band, step, below)
+            below = band[step[1]] - expected
+            contexts.append(context)
+            symbols.append(below)
+    return np.concatenate(contexts), np.concatenate(symbols) + NUM_LEVELS - 1
+
+
+def to_tables(counts: np.ndarray) -> np.ndarray:
+    """How often each symbol came in each context (contexts, symbols) -> tables, uint16."""
+    likely = 0.6 ** np.abs(np.arange(NUM_SYMBOLS) - (NUM_LEVELS - 1))     # where nothing is known
+    shares = counts + 4 * likely / likely.sum() + 0.01
+    shares = shares / shares.sum(1, keepdims=True)
+    return np.maximum(1, np.rint(shares * 60_000)).astype(np.uint16)
+
+
+def _steps(num_pairs: int) -> Iterator[Step]:
+    for k in range((num_pairs - 1).bit_length() - 1, -1, -1):
+        stride = 1 << k
+        places = np.arange(stride, num_pairs, 2 * stride)
+        right = places + stride
+        yield min(k, _STRIDES - 1), places, places - stride, np.where(right < num_pairs, right, _NONE)
+
+
+def _first_contexts(num_bands: int) -> np.ndarray:
+    return num_contexts(num_bands) - num_bands + np.arange(num_bands)
+
+
+def _expectation(band: np.ndarray, step: Step, below: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """The contexts of a step's levels, and what these are expected to be.
+
+    band: levels (P,), of which those left and right are known. below: what the band below differed by (n,), if any.
+    """
+    stride, _, left, right = step
+    left, has_right = band[left], right != _NONE
+    right = np.where(has_right, band[right], left)
+    spread = np.where(has_right, np.minimum(np.abs(right - left), _SPREADS - 2), _SPREADS - 1)
+    change = _CHANGES - 1 if below is None else below.clip(-_MOST_CHANGE, _MOST_CHANGE) + _MOST_CHANGE
+    contexts = ((stride * _SPREADS + spread) * _CHANGES + change) * 2 + (left + right) % 2
+    return contexts, (left + right) // 2
