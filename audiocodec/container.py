@@ -1,4 +1,4 @@
-"""Segments of coded audio <-> .nac bytes, format version 1; docs/format.md describes every byte.
+"""Segments of coded audio <-> .nac bytes, format versions 1 and 2; docs/format.md describes every byte.
 
 A file is a header, tags if there are any, segments and a trailer, each with its own CRC-32. Writing never
 seeks, and reading only in `Reader.seek` and `Reader.find_trailer`, so both work on pipes. Nothing here knows
@@ -15,7 +15,7 @@ from audiocodec.errors import FormatError
 from audiocodec.limits import MAX_LEVEL_BANDS
 
 MAGIC = b"\xceAC\n"  # "NAC", its first bit set, and a line end: transfers as text spoil one or the other
-VERSION = 1
+VERSIONS = 1, 2  # that are read; files are written as the first that has what they need
 SUBTYPES = ("PCM_16", "PCM_24", "PCM_32", "FLOAT")  # of the original's samples, in libsndfile's words
 MAX_TAGS = 65_536  # bytes of the whole tags block, lengths included
 MAX_SEGMENTS = 2**32 - 1
@@ -27,7 +27,7 @@ _FIELDS = struct.Struct("<BIQ6sHBB")  # flags, then the fields of Header in the 
 _CRC = struct.Struct("<I")
 _ENDING = struct.Struct("<II")  # the trailer's size and CRC-32, the last bytes of a file
 _CODE_BITS, _DEPTH_BITS = 10, 5
-_STEREO, _ENTROPY, _TAGS, _SUBTYPE_SHIFT, _PART, _DEPTHS, _LEVELS = 1, 2, 4, 3, 32, 64, 128  # flags
+_STEREO, _ENTROPY, _TAGS, _SUBTYPE_SHIFT, _PART, _DEPTHS, _PAIRS = 1, 2, 4, 3, 32, 64, 128  # flags
 _UNKNOWN = 2**64 - 1  # num_samples, when the header was written before the length was known
 
 _FULL, _SHORT, _TRAILER = b"S", b"L", b"T"  # first byte of a record; "L" is a last segment that is not full
@@ -72,7 +72,7 @@ class Header:
     segment_frames: int = 512  # frames in every segment but the last, a multiple of 16
     origin: Origin | None = None  # of a part; None: the file is a whole
     has_depths: bool = False  # frames differ in how many of their segment's codebooks they use; payloads tell
-    has_levels: bool = False  # payloads tell levels of bands, too; they are entropy-coded
+    level_frames: int = 0  # of groups of which payloads tell levels of bands, too: 2 or 4; 0: they do not
 
     def __post_init__(self):
         _check("number of channels", self.channels, 1, 2)
@@ -86,10 +86,17 @@ class Header:
         _check("frames per segment modulo 16", self.segment_frames % 16, 0, 0)
         if self.subtype not in SUBTYPES:
             raise FormatError(f"sample format {self.subtype!r}; expected one of {', '.join(SUBTYPES)}")
-        if self.has_levels and not self.entropy_coded:
+        if self.level_frames not in (0, 2, 4):
+            raise FormatError(f"levels of groups of {self.level_frames} frames; expected 2 or 4")
+        if self.level_frames and not self.entropy_coded:
             raise FormatError("levels in a file that is not entropy-coded; expected none")
         if self.origin and not self.num_samples:
             raise FormatError(f"a part of {self.num_samples or 'unknown'} samples; expected at least 1")
+
+    @property
+    def version(self) -> int:
+        """Of the format."""
+        return VERSIONS[self.level_frames > 0]
 
     @property
     def before(self) -> Origin:
@@ -139,10 +146,10 @@ def _pack_header(header: Header, has_tags: bool) -> bytes:
         | SUBTYPES.index(header.subtype) << _SUBTYPE_SHIFT
         | _PART * (header.origin is not None)
         | _DEPTHS * header.has_depths
-        | _LEVELS * header.has_levels
+        | _PAIRS * (header.level_frames == 2)
     )
     num_samples = _UNKNOWN if header.num_samples is None else header.num_samples
-    data = _PREFIX.pack(MAGIC, VERSION) + _FIELDS.pack(
+    data = _PREFIX.pack(MAGIC, header.version) + _FIELDS.pack(
         flags, header.sample_rate, num_samples, header.weights_id,
         header.bandwidth // 10, header.codebooks, header.segment_frames // 16,
     )
@@ -158,11 +165,14 @@ def _read_header(window: "_Window") -> tuple[Header, bool]:
         raise FormatError("a .nac file spoiled by a transfer as text; expected an unchanged copy")
     if magic != MAGIC:
         raise FormatError("not a .nac file")
-    if version != VERSION:
-        raise FormatError(f"format version {version}; this program reads version {VERSION}")
+    if version not in VERSIONS:
+        raise FormatError(f"format version {version}; this program reads versions {' and '.join(map(str, VERSIONS))}")
     flags, rate, num_samples, weights_id, bandwidth, codebooks, segment_frames = _FIELDS.unpack(
         window.take(_FIELDS.size)
     )
+    if version == 1 and flags & _PAIRS:
+        window.take_checksum()  # which tells damage from a flag that is out of place
+        raise FormatError(f"flags are {flags:#04x}; expected the highest bit to be 0")
     origin = None
     if flags & _PART:
         before = window.take_varint("number of segments before the first", 0, MAX_SEGMENTS)
@@ -180,7 +190,7 @@ def _read_header(window: "_Window") -> tuple[Header, bool]:
         segment_frames=segment_frames * 16,
         origin=origin,
         has_depths=bool(flags & _DEPTHS),
-        has_levels=bool(flags & _LEVELS),
+        level_frames=0 if version == 1 else 2 if flags & _PAIRS else 4,
     )
     return header, bool(flags & _TAGS)
 
@@ -229,7 +239,7 @@ def _payload_limits(header: Header, books: int, num_frames: int) -> tuple[int, i
     depths = _DEPTH_BITS * num_frames * header.has_depths
     packed = (depths + books * num_frames * _CODE_BITS + 7) // 8
     if header.entropy_coded:
-        levels = 3 * MAX_LEVEL_BANDS * (num_frames + 1) // 2 * header.has_levels
+        levels = 3 * MAX_LEVEL_BANDS * (num_frames + 1) // 2 * (header.level_frames > 0)
         return 0, 5 * packed + 64 + levels  # no code takes more than twice 24 bits, no depth or level more than 24
     return (depths + 7) // 8 if depths else packed, packed
 

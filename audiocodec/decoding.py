@@ -54,7 +54,7 @@ class Synthesis:
         self._skip, missing = max(0, skip), max(0, -skip)      # a part of a file may lack some of its lead-in
         self._held = self._resampler.push(np.zeros((header.channels, missing), np.float32))
         self._before, self._num_samples = header.before.samples, header.num_samples
-        self._most_held = _held(header, codec)
+        self._most_held, self._level_frames = _held(header, codec), header.level_frames
         self._position = self._resampler.first_out     # of the first sample held
         self._has_input = False
 
@@ -66,7 +66,7 @@ class Synthesis:
     def push(self, segment: payloads.Unpacked) -> np.ndarray:
         """The next segment -> the next samples float32 (C, n)."""
         self._has_input |= bool(segment.codes.shape[2])
-        samples = from_mid_side(self._decoder.push(segment.codes, segment.depths, segment.levels))
+        samples = from_mid_side(self._decoder.push(*segment, self._level_frames))
         samples, self._skip = samples[:, self._skip:], max(0, self._skip - samples.shape[1])
         self._held = np.concatenate([self._held, self._resampler.push(samples)], 1)
         return self._take(self._held.shape[1] - self._most_held, self._num_samples)
@@ -123,7 +123,7 @@ class Unpacking:
 
     def __init__(self, reader: container.Reader, codec: Codec, excerpt: seek.Excerpt, codebooks: int | None = None):
         self._reader, self._codec, self._codebooks = reader, codec, codebooks
-        self._coder = codec.coder(reader.header.entropy_coded, reader.header.has_levels)
+        self._coder = codec.coder(reader.header.entropy_coded, reader.header.level_frames)
         self._num_frames = excerpt.first_segment * reader.header.segment_frames
         _, self._most = _num_frames(codec, reader.header, reader.header.num_samples)
 

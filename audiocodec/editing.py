@@ -83,7 +83,7 @@ def truncate_file(source: Path, target: Path, *, kbps: float | None = None, code
 def _leave_out(output, reader: container.Reader, codec: Codec, held: Iterator[payloads.Unpacked], codebooks: int,
                is_live: bool) -> Fitted:
     """Write segment by segment."""
-    coder = codec.coder(reader.header.entropy_coded, reader.header.has_levels)
+    coder = codec.coder(reader.header.entropy_coded, reader.header.level_frames)
     header = dataclasses.replace(reader.header, bandwidth=0, codebooks=min(codebooks, reader.header.codebooks))
     writer = container.Writer(output, header, reader.tags)
     count = Count(header.channels)

@@ -21,7 +21,8 @@ LIVE_SEGMENT_FRAMES = 16             # the fewest that the format has
 _FILE_OVERHEAD, _SEGMENT_OVERHEAD = 48, 10     # bytes besides payloads, roughly
 _WORTH = 2.5                         # times the books that fit without entropy coding: what may be worth computing,
 _LIKELY = 1.1                        # and what most frames have to do with
-_TELLING_KBPS, _TELLING_BOOKS = 2.5, 4         # of a channel, from which levels of bands are worth their bits
+_FOURS_KBPS, _PAIRS_KBPS = 2.5, 9    # of a channel, from which levels of so many frames are worth their bits,
+_LEVEL_KBPS = 1.5                    # which are this, about, over the frames of a group
 
 
 Progress = Callable[[float, float], None]     # seconds done, seconds in all
@@ -78,15 +79,18 @@ class Wish:
         most = self.most_books(codec)
         return most if self.codebooks is not None else min(most, self._fitting(codec, _LIKELY))
 
-    def tells_levels(self, codec: Codec, channels: int) -> bool:
-        """Whether levels of bands are told besides the codes: where there are bits enough for them."""
+    def level_frames(self, codec: Codec, channels: int) -> int:
+        """How many frames have levels in common, which are told besides the codes; 0: none are, for want of bits."""
         if not (self.entropy and codec.levels):
-            return False
-        return self.kbps >= channels * _TELLING_KBPS if self.codebooks is None else self.codebooks >= _TELLING_BOOKS
+            return 0
+        kbps = self.kbps / channels if self.codebooks is None else self.codebooks * codec.config.bits_per_book / 1000
+        return 2 if kbps >= _PAIRS_KBPS else 4 if kbps >= _FOURS_KBPS else 0
 
     def _fitting(self, codec: Codec, times: float) -> int:
-        """So many times the books that fit below the ceiling without entropy coding."""
-        return math.ceil(times * self.kbps * 1000 / codec.config.bits_per_book)
+        """So many times the books that fit below the ceiling beside one channel's levels, without entropy coding."""
+        frames = self.level_frames(codec, 1)
+        left = self.kbps - (_LEVEL_KBPS / frames if frames else 0)
+        return math.ceil(times * left * 1000 / codec.config.bits_per_book)
 
 
 def check_kbps(kbps: float | None) -> None:
@@ -113,7 +117,7 @@ def encode(codec: Codec, blocks: Iterable[np.ndarray], source: Source, file, wis
     if wish.codebooks is None and not (is_live and wish.is_varied):
         return _fit(codec, analysis, source, file, wish, header)
     if wish.codebooks is not None:
-        coder, books = codec.coder(wish.entropy, header.has_levels), (wish.codebooks,) * source.channels
+        coder, books = codec.coder(wish.entropy, header.level_frames), (wish.codebooks,) * source.channels
         groups = ([codes] for codes in analysis) if is_live else payloads.batches(analysis)
         segments = (segment for group in groups for segment in payloads.pack(coder, group, books))
         size = _write(file, header, source.tags, segments, analysis)
@@ -139,7 +143,7 @@ def make_header(codec: Codec, source: Source, wish: Wish, segment_frames: int) -
     return container.Header(
         source.channels, source.sample_rate, source.num_samples, codec.weights.identity, wish.most_books(codec),
         bandwidth, wish.entropy, source.subtype, segment_frames,
-        has_depths=wish.codebooks is None and wish.is_varied, has_levels=wish.tells_levels(codec, source.channels))
+        has_depths=wish.codebooks is None and wish.is_varied, level_frames=wish.level_frames(codec, source.channels))
 
 
 class Analysis:
@@ -149,9 +153,9 @@ class Analysis:
     """
 
     def __init__(self, codec: Codec, sample_rate: int, channels: int, wish: Wish, segment_frames: int, chunk: int,
-                 tell_levels: bool):
+                 level_frames: int):
         self._resampler = audio.Resampler(sample_rate, codec.config.sample_rate, chunk=chunk)
-        self._encoder = StreamEncoder(codec, channels, wish.most_books(codec), wish.likely_books(codec), tell_levels)
+        self._encoder = StreamEncoder(codec, channels, wish.most_books(codec), wish.likely_books(codec), level_frames)
         self._segment_frames = segment_frames
         self._held: np.ndarray | None = None
         self.num_samples = 0         # per channel, taken so far
@@ -183,7 +187,7 @@ class _Segments:
     def __init__(self, codec: Codec, blocks: Iterable[np.ndarray], source: Source, wish: Wish,
                  segment_frames: int, progress: Callable[[float], None]):
         self._analysis = Analysis(codec, source.sample_rate, source.channels, wish, segment_frames,
-                                  audio.chunk_for(segment_frames), wish.tells_levels(codec, source.channels))
+                                  audio.chunk_for(segment_frames), wish.level_frames(codec, source.channels))
         self._blocks, self._source = blocks, source
         self.progress = progress     # hears of the share of the file that is done ...
         self.scale = 1.0             # ... of which this is the analysis
@@ -235,7 +239,7 @@ class Running:
 
     def __init__(self, codec: Codec, wish: Wish, source: Source):
         self._codec, self._wish, self._channels = codec, wish, source.channels
-        self._coder = codec.coder(wish.entropy, wish.tells_levels(codec, source.channels))
+        self._coder = codec.coder(wish.entropy, wish.level_frames(codec, source.channels))
         self._codebooks = codec.codebooks[:wish.most_books(codec)]
         self._seconds_per_frame = codec.config.hop / codec.config.sample_rate
         tags = sum(len(f"{name}={text}".encode()) + 3 for name, text in source.tags)

@@ -31,15 +31,15 @@ class Encoder:
         self._network = _Stack(twin.network)
 
     def __call__(self, blocks: Tensor, state: State,
-                 tell_levels: bool = False) -> tuple[Tensor, Tensor | None, State]:
-        """Blocks of samples (B, T, hop) -> latents (B, T, D), levels (B, ceil(T / 2), L) or None, the next state."""
+                 level_frames: int = 0) -> tuple[Tensor, Tensor | None, State]:
+        """What model.Encoder.forward does."""
         blocks, (before, past) = blocks.numpy(), _arrays(state)
         real, magnitude = self._mdct.analyse(np.concatenate([before, blocks], 1))
         companded = np.copysign(np.abs(real) ** self._companding, real)
         features = np.concatenate([companded, 0.5 * np.log10(magnitude + model.LOG_FLOOR) + 1], 2)
         learned, past = self._network(features, past)
         latents = companded @ self._linear + learned * _presence(companded)
-        levels = self._envelope.levels(torch.from_numpy(real)) if tell_levels else None
+        levels = self._envelope.levels(torch.from_numpy(real), level_frames) if level_frames else None
         return torch.from_numpy(latents), levels, _tensors(blocks[:, -1:], past)
 
 
@@ -54,7 +54,7 @@ class Decoder:
         self._mdct, self._envelope = _Transform(twin.mdct), twin.envelope
 
     def __call__(self, latents: Tensor, num_books: Tensor, state: State,
-                 levels: Tensor | None = None) -> tuple[Tensor, State]:
+                 levels: Tensor | None = None, level_frames: int = 0) -> tuple[Tensor, State]:
         """What model.Decoder.forward does."""
         latents, (overlap, past) = latents.numpy(), _arrays(state)
         learned, past = self._network(latents, past, self._books[num_books.numpy()])
@@ -64,7 +64,7 @@ class Decoder:
             companded = companded * self._gains(torch.from_numpy(gains)).numpy()
         coefficients = np.copysign(np.abs(companded) ** self._power, companded)
         if levels is not None:
-            coefficients = self._envelope.enforce(torch.from_numpy(coefficients), levels).numpy()
+            coefficients = self._envelope.enforce(torch.from_numpy(coefficients), levels, level_frames).numpy()
         blocks, overlap = self._mdct.synthesise(coefficients, overlap)
         return torch.from_numpy(blocks), _tensors(overlap, past)
 

@@ -161,13 +161,13 @@ class Fitter:
 
     def _level_bits(self) -> float:
         """What the levels of all segments take."""
-        levels = self._coder.levels
-        return sum(levels.bits(channel[-levels.num_bands:, ::2]) for rows in self.segments
-                   for channel in rows) if levels else 0.0
+        levels, frames = self.codec.levels, self.header.level_frames
+        return sum(levels.bits(channel[-levels.num_bands:, ::frames], frames) for rows in self.segments
+                   for channel in rows) if frames else 0.0
 
     @property
     def _coder(self):
-        return self.codec.coder(self.header.entropy_coded, self.header.has_levels)
+        return self.codec.coder(self.header.entropy_coded, self.header.level_frames)
 
     @property
     def _model(self):

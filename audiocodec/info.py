@@ -25,7 +25,7 @@ def describe(reader: container.Reader, num_bytes: int, path: Path) -> dict:
     return {
         "file": str(path),
         "bytes": num_bytes,
-        "format_version": container.VERSION,
+        "format_version": header.version,
         "seconds": seconds,
         "kbps": num_bytes * 8 / 1000 / seconds if seconds else None,
         "requested_kbps": header.bandwidth / 1000 if header.bandwidth else None,
@@ -36,6 +36,7 @@ def describe(reader: container.Reader, num_bytes: int, path: Path) -> dict:
         "subtype": header.subtype,
         "codebooks": header.codebooks,
         "codebooks_vary": header.has_depths,
+        "level_frames": header.level_frames,
         "entropy_coded": header.entropy_coded,
         "segments": len(trailer.sizes),
         "weights": header.weights_id.hex(),

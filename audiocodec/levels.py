@@ -1,8 +1,9 @@
 """Levels of bands <-> symbols for the range coder, by tables that training counts.
 
-Of a segment's pairs of frames the first is coded, then the one in the middle of what is left, and so on: from coarse to
-fine, every pair but the first between two that are known, as far as the segment goes. What is coded is how far a level
-is from the mean of these two, by a table for how far the two are apart, how near in time, and what the band below did.
+Of a segment's groups of frames the first is coded, then the one in the middle of what is left, and so on: from coarse
+to fine, every group but the first between two that are known, as far as the segment goes. What is coded is how far a
+level is from the mean of these two, by a table for how far the two are apart, how near in time, and what the band below
+did.
 """
 from collections.abc import Iterator
 
@@ -15,9 +16,10 @@ from audiocodec.model import NUM_LEVELS
 NUM_SYMBOLS = 2 * NUM_LEVELS - 1         # what a level may differ by, from -39 to 39
 _STRIDES, _SPREADS, _CHANGES = 4, 6, 6   # how many of each a table is for; the last ones: no right one, no band below
 _MOST_CHANGE = 2                         # of the band below, that is told apart
-_NONE = -1                               # the place of a pair that is not there
+_NONE = -1                               # the place of a group that is not there
+GROUPS = 2, 4                            # that a group may have; each has its tables
 
-Step = tuple[int, np.ndarray, np.ndarray, np.ndarray]    # stride's number; places of pairs, and of those left and right
+Step = tuple[int, np.ndarray, np.ndarray, np.ndarray]    # a stride's number; places, and those left and right of them
 
 
 class LevelModel:
@@ -34,25 +36,29 @@ class LevelModel:
         counts[:, NUM_LEVELS - 1] += TOTAL - NUM_SYMBOLS - counts.sum(1)
         self._counts = counts.astype(np.float32)     # the coder adds one to each and takes them as they are
 
-    def tables(self, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Levels (L, P) of P pairs -> counts float32 (n, symbols) and symbols int32 (n,), in the order of coding."""
-        contexts, symbols = coded(levels)
+    def tables(self, levels: np.ndarray, frames: int) -> tuple[np.ndarray, np.ndarray]:
+        """Levels (L, P) of groups of so many frames -> counts float32 (n, symbols), symbols int32 (n,), as coded."""
+        contexts, symbols = coded(levels, frames)
         return self._counts[contexts], symbols.astype(np.int32)
 
-    def bits(self, levels: np.ndarray) -> float:
-        """What levels (L, P) take."""
-        contexts, symbols = coded(levels)
+    def bits(self, levels: np.ndarray, frames: int) -> float:
+        """What levels (L, P) of groups of so many frames take."""
+        contexts, symbols = coded(levels, frames)
         return float(np.log2(TOTAL / (self._counts[contexts, symbols] + 1)).sum())
 
-    def decode(self, num_pairs: int, take) -> np.ndarray:
-        """Levels int64 (L, P). take: counts float32 (n, symbols) -> the next n symbols. Raises FormatError."""
-        levels = np.zeros((self.num_bands, num_pairs), np.int64)
-        levels[:, 0] = np.cumsum(take(self._counts[_first_contexts(self.num_bands)]) - (NUM_LEVELS - 1))
-        for step in _steps(num_pairs):
+    def decode(self, num_groups: int, frames: int, take) -> np.ndarray:
+        """Levels int64 (L, P) of groups of so many frames. Raises FormatError.
+
+        take: counts float32 (n, symbols) -> the next n symbols.
+        """
+        counts = self._counts[_of_frames(frames, self.num_bands):]
+        levels = np.zeros((self.num_bands, num_groups), np.int64)
+        levels[:, 0] = np.cumsum(take(counts[_first_contexts(self.num_bands)]) - (NUM_LEVELS - 1))
+        for step in _steps(num_groups):
             places, below = step[1], None
             for band in levels:
                 contexts, expected = _expectation(band, step, below)
-                below = take(self._counts[contexts]) - (NUM_LEVELS - 1)
+                below = take(counts[contexts]) - (NUM_LEVELS - 1)
                 band[places] = expected + below
         if levels.min() < 0 or levels.max() >= NUM_LEVELS:
             raise FormatError("a damaged payload (a level that does not exist)")
@@ -61,11 +67,16 @@ class LevelModel:
 
 def num_contexts(num_bands: int) -> int:
     """How many tables there are."""
-    return num_bands + 2 * _STRIDES * _SPREADS * _CHANGES
+    return _of_frames(GROUPS[1], num_bands) * len(GROUPS)
 
 
-def coded(levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Levels (L, P) -> contexts and symbols (n,), in the order of coding."""
+def _of_frames(frames: int, num_bands: int) -> int:
+    """The first table for groups of so many frames."""
+    return (2 * _STRIDES * _SPREADS * _CHANGES + num_bands) * GROUPS.index(frames)
+
+
+def coded(levels: np.ndarray, frames: int) -> tuple[np.ndarray, np.ndarray]:
+    """Levels (L, P) of groups of so many frames -> contexts and symbols (n,), in the order of coding."""
     levels = levels.astype(np.int64)
     contexts = [_first_contexts(len(levels))]
     symbols = [np.diff(levels[:, 0], prepend=0)]
@@ -76,7 +87,7 @@ def coded(levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             below = band[step[1]] - expected
             contexts.append(context)
             symbols.append(below)
-    return np.concatenate(contexts), np.concatenate(symbols) + NUM_LEVELS - 1
+    return np.concatenate(contexts) + _of_frames(frames, len(levels)), np.concatenate(symbols) + NUM_LEVELS - 1
 
 
 def to_tables(counts: np.ndarray) -> np.ndarray:
@@ -87,16 +98,17 @@ def to_tables(counts: np.ndarray) -> np.ndarray:
     return np.maximum(1, np.rint(shares * 60_000)).astype(np.uint16)
 
 
-def _steps(num_pairs: int) -> Iterator[Step]:
-    for k in range((num_pairs - 1).bit_length() - 1, -1, -1):
+def _steps(num_groups: int) -> Iterator[Step]:
+    for k in range((num_groups - 1).bit_length() - 1, -1, -1):
         stride = 1 << k
-        places = np.arange(stride, num_pairs, 2 * stride)
+        places = np.arange(stride, num_groups, 2 * stride)
         right = places + stride
-        yield min(k, _STRIDES - 1), places, places - stride, np.where(right < num_pairs, right, _NONE)
+        yield min(k, _STRIDES - 1), places, places - stride, np.where(right < num_groups, right, _NONE)
 
 
 def _first_contexts(num_bands: int) -> np.ndarray:
-    return num_contexts(num_bands) - num_bands + np.arange(num_bands)
+    """Of the first group's bands."""
+    return 2 * _STRIDES * _SPREADS * _CHANGES + np.arange(num_bands)
 
 
 def _expectation(band: np.ndarray, step: Step, below: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

@@ -163,11 +163,12 @@ class Gains(nn.Module):
 
 
 class Envelope(nn.Module):
-    """Levels of bands over 4.5 kHz in pairs of frames: the powers of two that their mean power is nearest to.
+    """Levels of bands over 4.5 kHz in groups of frames: the powers of two that their mean power is nearest to.
 
     Told besides the codes, they say how loud the treble is, of which the codes hold little else: spectral band
     replication's side information (Dietz et al.: "Spectral band replication, a novel approach in audio coding", 2002).
-    The bands are evenly spaced in log(1 + f / 2 kHz).
+    The bands are evenly spaced in log(1 + f / 2 kHz). A group has 2 frames, or 4; in the last one the last frame stands
+    for those that are missing.
     """
 
     def __init__(self, config: ModelConfig):
@@ -180,23 +181,28 @@ class Envelope(nn.Module):
         self.register_buffer("mean", belongs / belongs.sum(0).clamp_min(1), persistent=False)      # (hop, L)
         self.register_buffer("spread", belongs.T.contiguous(), persistent=False)                   # (L, hop)
 
-    def levels(self, coefficients: Tensor) -> Tensor:
-        """MDCT coefficients (B, T, hop) -> levels (B, ceil(T / 2), L), whole numbers from 0 to NUM_LEVELS - 1."""
-        return (torch.log2(self._power(coefficients)).round() - LOWEST_LEVEL).clamp(0, NUM_LEVELS - 1)
+    def levels(self, coefficients: Tensor, frames: int) -> Tensor:
+        """MDCT coefficients (B, T, hop) -> levels (B, T, L), whole numbers from 0 to NUM_LEVELS - 1.
 
-    def enforce(self, coefficients: Tensor, levels: Tensor) -> Tensor:
-        """MDCT coefficients (B, T, hop), brought to levels (B, ceil(T / 2), L) as far as gains go; -1 leaves a band."""
+        frames: of a group, in which levels are the same.
+        """
+        power = self._power(coefficients, frames).repeat_interleave(frames, 1)[:, :coefficients.shape[1]]
+        return (torch.log2(power).round() - LOWEST_LEVEL).clamp(0, NUM_LEVELS - 1)
+
+    def enforce(self, coefficients: Tensor, levels: Tensor, frames: int) -> Tensor:
+        """MDCT coefficients (B, T, hop), brought to levels (B, T, L) as far as gains go; -1 leaves a band."""
+        levels = levels[:, ::frames]
         wanted = torch.exp2(levels + LOWEST_LEVEL)
-        gains = (wanted / self._power(coefficients)).clamp(LEAST_GAIN, 1 / LEAST_GAIN).sqrt()
+        gains = (wanted / self._power(coefficients, frames)).clamp(LEAST_GAIN, 1 / LEAST_GAIN).sqrt()
         changes = torch.where(levels < 0, torch.zeros_like(gains), gains - 1)
         factors = 1 + changes @ self.spread.to(changes.dtype)
-        return coefficients * factors.repeat_interleave(2, 1)[:, :coefficients.shape[1]]
+        return coefficients * factors.repeat_interleave(frames, 1)[:, :coefficients.shape[1]]
 
-    def _power(self, coefficients: Tensor) -> Tensor:
-        """MDCT coefficients (B, T, hop) -> the mean power of bands in pairs of frames (B, ceil(T / 2), L)."""
+    def _power(self, coefficients: Tensor, frames: int) -> Tensor:
+        """MDCT coefficients (B, T, hop) -> the mean power of bands in groups of frames (B, groups, L)."""
         power = coefficients.square() @ self.mean.to(coefficients.dtype)
-        pairs = F.pad(power, (0, 0, 0, power.shape[1] % 2), mode="replicate").unflatten(1, (-1, 2))
-        return pairs.mean(2) + 2.0 ** LOWEST_LEVEL
+        groups = F.pad(power, (0, 0, 0, -power.shape[1] % frames), mode="replicate").unflatten(1, (-1, frames))
+        return groups.mean(2) + 2.0 ** LOWEST_LEVEL
 
 
 class Encoder(nn.Module):
@@ -213,11 +219,14 @@ class Encoder(nn.Module):
     def start(self, like: Tensor) -> tuple[Tensor, list[Tensor]]:
         return like.new_zeros(like.shape[0], 1, self.config.hop), self.network.start(like)
 
-    def forward(self, blocks: Tensor, state, tell_levels: bool = False) -> tuple[Tensor, Tensor | None, tuple]:
-        """Blocks of samples (B, T, hop) -> latents (B, T, D), levels (B, ceil(T / 2), L) or None, the next state."""
+    def forward(self, blocks: Tensor, state, level_frames: int = 0) -> tuple[Tensor, Tensor | None, tuple]:
+        """Blocks of samples (B, T, hop) -> latents (B, T, D), levels (B, T, L) or None, and the next state.
+
+        level_frames: of a group in which levels are the same; 0: there are none.
+        """
         before, past = state
         real, imaginary = self.mdct.analyse(blocks, before)
-        levels = self.envelope.levels(real) if tell_levels else None
+        levels = self.envelope.levels(real, level_frames) if level_frames else None
         companded = real.sign() * real.abs() ** self.config.companding
         magnitude = torch.log10(torch.sqrt(real.square() + imaginary.square()) + LOG_FLOOR)
         features = torch.cat([companded, 0.5 * magnitude + 1], -1)
@@ -245,10 +254,11 @@ class Decoder(nn.Module):
     def start(self, like: Tensor) -> tuple[Tensor, list[Tensor]]:
         return like.new_zeros(like.shape[0], 1, self.config.hop), self.network.start(like)
 
-    def forward(self, latents: Tensor, num_books: Tensor, state, levels: Tensor | None = None) -> tuple[Tensor, tuple]:
+    def forward(self, latents: Tensor, num_books: Tensor, state, levels: Tensor | None = None,
+                level_frames: int = 0) -> tuple[Tensor, tuple]:
         """Latents (B, T, D), the books they were made of (B,) or (B, T) -> blocks (B, T, hop), one late, next state.
 
-        levels: (B, ceil(T / 2), L), of all frames.
+        levels: (B, T, L), the same in groups of so many frames, which begin with the first.
         """
         overlap, past = state
         condition = self.books(num_books.reshape(len(latents), -1))
@@ -259,7 +269,7 @@ class Decoder(nn.Module):
             companded = companded * self.gains(gains)
         coefficients = companded.sign() * companded.abs() ** (1 / self.config.companding)
         if levels is not None:
-            coefficients = self.envelope.enforce(coefficients, levels)
+            coefficients = self.envelope.enforce(coefficients, levels, level_frames)
         blocks, overlap = self.mdct.synthesise(coefficients, overlap)
         return blocks, (overlap, past)
 

@@ -30,7 +30,7 @@ _DECODED_TOGETHER = 32         # each adds little to a step
 class Frames(NamedTuple):
     """What a payload holds: codes int64 (K, T), of which each frame uses the first depths (T,); the others are 0.
 
-    is_told: whether depths are in the payload; else all are K. levels: (L, ceil(T / 2)), if the coder tells them.
+    is_told: whether depths are in the payload; else all are K. levels: (L, groups of frames), if the coder tells them.
     """
 
     codes: np.ndarray
@@ -58,7 +58,7 @@ class PackedCoder:
     Zero bits fill the last byte.
     """
 
-    levels = None          # are not told
+    level_frames = 0       # levels are not told
 
     def encode(self, sequences: Sequence[Frames]) -> list[bytes]:
         """Sequences -> payloads."""
@@ -70,16 +70,17 @@ class PackedCoder:
 
 
 class RangeCoder:
-    """Each number by tables: first levels of bands, if there is a model of these; then, by an entropy model, frame by
-    frame, the depth if it is told, and codes.
+    """Each number by tables: first levels of bands, if they are told; then, by an entropy model, frame by frame, the
+    depth if it is told, and codes.
 
     A code is two symbols, its class and its member; of books that are predicted side by side all classes come first.
     A payload is the coder's words, each from its highest byte down, cut after the last byte that matters; a decoder
     reads zeros from there on.
     """
 
-    def __init__(self, model: EntropyModel, levels: LevelModel | None = None):
-        self.model, self.levels = model, levels
+    def __init__(self, model: EntropyModel, levels: LevelModel | None = None, level_frames: int = 0):
+        """levels: by which they are told, one for each band and group of so many frames; of 0 frames: they are not."""
+        self.model, self.levels, self.level_frames = model, levels, level_frames
 
     def encode(self, sequences: Sequence[Frames]) -> list[bytes]:
         """Sequences of at most 512 frames -> payloads."""
@@ -107,8 +108,8 @@ class RangeCoder:
         payloads = []
         for frames, (tables, symbols) in zip(group, self.model.tables(*_together(group), is_told)):
             encoder = RangeEncoder()
-            if self.levels:
-                counts, steps = self.levels.tables(frames.levels)
+            if self.level_frames:
+                counts, steps = self.levels.tables(frames.levels, self.level_frames)
                 encoder.encode(steps, BY_COUNTS, counts)
             encoder.encode(symbols, BY_COUNTS, tables)
             payloads.append(shortest(encoder))
@@ -158,10 +159,11 @@ class RangeCoder:
 
     def _levels(self, decoder: RangeDecoder, num_frames: int) -> np.ndarray | None:
         """The levels that a payload begins with, if this coder tells any."""
-        if not (self.levels and num_frames):
+        if not (self.level_frames and num_frames):
             return None
+        num_groups = -(-num_frames // self.level_frames)
         try:
-            return self.levels.decode(-(-num_frames // 2), lambda counts: decoder.decode(BY_COUNTS, counts))
+            return self.levels.decode(num_groups, self.level_frames, lambda counts: decoder.decode(BY_COUNTS, counts))
         except AssertionError as error:        # constriction's answer to words that no encoder writes
             raise FormatError(f"a damaged payload ({error})") from None
 

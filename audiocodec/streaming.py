@@ -49,8 +49,8 @@ class StreamEncoder:
         else:
             frames, chunk = segment_frames, audio.chunk_for(segment_frames)
             self._start_writing = lambda: _FileWriter(codec, source, wish, segment_frames)
-        tell_levels = not packet_frames and wish.tells_levels(codec, channels)
-        self._start_analysis = lambda: Analysis(codec, sample_rate, channels, wish, frames, chunk, tell_levels)
+        level_frames = 0 if packet_frames else wish.level_frames(codec, channels)
+        self._start_analysis = lambda: Analysis(codec, sample_rate, channels, wish, frames, chunk, level_frames)
         self.sample_rate, self.channels = sample_rate, channels
         self.reset()
 
@@ -145,7 +145,7 @@ class _FileWriter:
         if wish.codebooks is None:
             self._packed = Running(codec, wish, source).pack
         else:
-            coder = codec.coder(wish.entropy, wish.tells_levels(codec, source.channels))
+            coder = codec.coder(wish.entropy, wish.level_frames(codec, source.channels))
             books = (wish.codebooks,) * source.channels
             self._packed = functools.partial(payloads.pack, coder, books=books)
 

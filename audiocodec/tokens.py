@@ -82,16 +82,16 @@ class Codec:
             raise NacError(f"{num_books} codebooks; this model has 1 to {self.config.num_books}")
 
     def encode_blocks(self, blocks: Tensor, state: few.State,
-                      tell_levels: bool = False) -> tuple[Tensor, Tensor | None, few.State]:
+                      level_frames: int = 0) -> tuple[Tensor, Tensor | None, few.State]:
         """Blocks of samples float64 (B, T, hop) -> what model.Encoder.forward gives."""
         encoder = self._few_encoder if self._suits_few(blocks) else self.encoder
-        return encoder(blocks, state, tell_levels)
+        return encoder(blocks, state, level_frames)
 
     def decode_latents(self, latents: Tensor, num_books: Tensor, state: few.State,
-                       levels: Tensor | None = None) -> tuple[Tensor, few.State]:
+                       levels: Tensor | None = None, level_frames: int = 0) -> tuple[Tensor, few.State]:
         """Latents float64 (B, T, D), books used (B, T), levels -> what model.Decoder.forward gives."""
         decoder = self._few_decoder if self._suits_few(latents) else self.decoder
-        return decoder(latents, num_books, state, levels)
+        return decoder(latents, num_books, state, levels, level_frames)
 
     @cached_property
     def _few_encoder(self) -> few.Encoder:
@@ -104,13 +104,13 @@ class Codec:
     def _suits_few(self, rows: Tensor) -> bool:
         return rows.shape[1] <= few.MOST and not rows.is_cuda
 
-    def coder(self, entropy_coded: bool, has_levels: bool = False) -> "rangecoder.RangeCoder | rangecoder.PackedCoder":
+    def coder(self, entropy_coded: bool, level_frames: int = 0) -> "rangecoder.RangeCoder | rangecoder.PackedCoder":
         """The coder of payloads that a file asks for. Raises FormatError for levels that there are no tables for."""
         if not entropy_coded:
             return rangecoder.PackedCoder()
-        if has_levels and self.levels is None:
+        if level_frames and self.levels is None:
             raise FormatError("a file that tells levels of bands; its model has none")
-        return rangecoder.RangeCoder(self.entropy, self.levels if has_levels else None)
+        return rangecoder.RangeCoder(self.entropy, self.levels, level_frames)
 
 
 def _build_networks(config: ModelConfig, tensors: dict[str, np.ndarray], device: str):
@@ -135,24 +135,24 @@ def choose_device(device: str) -> str:
 class StreamEncoder:
     """Samples in pieces of any size -> codes, the same as those of the whole, and levels where they are told.
 
-    Rows of codes (B, K, t) are followed by rows of levels, (B, K + L, t): those of a pair of frames are in both.
+    Rows of codes (B, K, t) are followed by rows of levels, (B, K + L, t), which are the same in groups of frames.
     """
 
     def __init__(self, codec: Codec, batch: int, num_books: int, likely_books: int | None = None,
-                 tell_levels: bool = False):
-        """likely_books: as ResidualQuantizer.encode has it."""
+                 level_frames: int = 0):
+        """likely_books: as ResidualQuantizer.encode has it. level_frames: of a group; 0: no levels are told."""
         self._codec, self._num_books, self._likely_books = codec, num_books, likely_books
-        self._tell_levels = tell_levels
+        self._level_frames = level_frames
         self._waiting = np.zeros((batch, 0), np.float32)
         self._state = codec.encoder.start(torch.zeros(batch, 1, dtype=torch.float64, device=codec.device))
-        num_rows = num_books + codec.config.level_bands * tell_levels
+        num_rows = num_books + codec.config.level_bands * bool(level_frames)
         self._empty = np.zeros((batch, num_rows, 0), np.int64)
         self._has_input = False
 
     def push(self, samples: np.ndarray) -> np.ndarray:
-        """Samples float32 (B, n) -> rows int64 (B, K, t) of the frames they complete; of pairs, if levels are told."""
+        """Samples float32 (B, n) -> rows int64 (B, K, t) of the frames, or groups of frames, that they complete."""
         self._has_input |= bool(samples.shape[1])
-        return self._push(samples, 1 + self._tell_levels)
+        return self._push(samples, max(1, self._level_frames))
 
     @torch.inference_mode()
     def _push(self, samples: np.ndarray, at_once: int) -> np.ndarray:
@@ -174,11 +174,10 @@ class StreamEncoder:
 
     def _encode(self, blocks: np.ndarray) -> np.ndarray:
         blocks = torch.from_numpy(blocks.astype(np.float64)).to(self._codec.device)
-        latents, levels, self._state = self._codec.encode_blocks(blocks, self._state, self._tell_levels)
+        latents, levels, self._state = self._codec.encode_blocks(blocks, self._state, self._level_frames)
         codes = self._codec.quantizer.encode(latents.transpose(1, 2), self._num_books, self._likely_books)
         if levels is not None:
-            of_frames = levels.repeat_interleave(2, 1)[:, :codes.shape[2]].transpose(1, 2)
-            codes = torch.cat([codes, of_frames.to(codes)], 1)
+            codes = torch.cat([codes, levels.transpose(1, 2).to(codes)], 1)
         return codes.cpu().numpy()
 
 
@@ -191,11 +190,11 @@ class StreamDecoder:
         self._started = False
 
     @torch.inference_mode()
-    def push(self, codes: np.ndarray, num_books: np.ndarray, levels: np.ndarray | None = None) -> np.ndarray:
+    def push(self, codes: np.ndarray, num_books: np.ndarray, levels: np.ndarray | None = None,
+             level_frames: int = 0) -> np.ndarray:
         """Codes int64 (B, K, t), books used (B,) or (B, t) -> samples float32 (B, n). Codes not used must be 0.
 
-        levels: (B, L, t), -1 where none are told, and the same in both frames of a pair: the first and the second
-        of this call, the third and the fourth ...
+        levels: (B, L, t), -1 where none are told, the same in groups of so many frames, from the first one on.
         """
         num_frames, device = codes.shape[2], self._codec.device
         codes = torch.from_numpy(codes).to(device)
@@ -203,15 +202,15 @@ class StreamDecoder:
         passes = [slice(at, at + _PASS) for at in range(0, num_frames, _PASS)]
         if levels is not None:
             levels = torch.from_numpy(levels).to(device, torch.float64) if levels.size and levels.max() >= 0 else None
-        pieces = [self._decode(codes[:, :, part], num_books[:, part], None if levels is None else levels[:, :, part])
-                  for part in passes]
+            levels = None if levels is None else levels.transpose(1, 2)
+        pieces = [self._decode(codes[:, :, part], num_books[:, part], None if levels is None else levels[:, part],
+                               level_frames) for part in passes]
         samples = np.concatenate([np.zeros((len(codes), 0), np.float32), *pieces], 1)
         skip = 0 if self._started or not num_frames else self._codec.config.hop
         self._started |= bool(num_frames)
         return samples[:, skip:]
 
-    def _decode(self, codes: Tensor, num_books: Tensor, levels: Tensor | None) -> np.ndarray:
+    def _decode(self, codes: Tensor, num_books: Tensor, levels: Tensor | None, level_frames: int) -> np.ndarray:
         latents = self._codec.quantizer.decode(codes).transpose(1, 2)
-        pairs = None if levels is None else levels[:, :, ::2].transpose(1, 2)
-        blocks, self._state = self._codec.decode_latents(latents, num_books, self._state, pairs)
+        blocks, self._state = self._codec.decode_latents(latents, num_books, self._state, levels, level_frames)
         return blocks.flatten(1).float().cpu().numpy()

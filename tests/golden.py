@@ -28,7 +28,7 @@ def codes_hash(data: bytes, codec: Codec) -> str:
     """
     digest = hashlib.sha256()
     reader = container.Reader(io.BytesIO(data))
-    coder = codec.coder(reader.header.entropy_coded, reader.header.has_levels)
+    coder = codec.coder(reader.header.entropy_coded, reader.header.level_frames)
     for segment in reader:
         shapes = [Shape(count, segment.num_frames, reader.header.has_depths) for count in segment.books if count]
         for frames in coder.decode([payload for payload in segment.payloads if payload], shapes):

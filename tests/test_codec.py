@@ -76,13 +76,13 @@ def test_kbps_is_a_ceiling_on_every_byte(speech, kbps):
 
 
 def _unpacked(data):
-    """The codes (C, K, T) of a file, and the books that frames use (C, T)."""
+    """The codes (C, K, T) of a file, the books that frames use (C, T), and the levels of bands (C, L, T)."""
     header, _, segments, _ = container.unpack(data)
-    coder = Codec.load(device="cpu").coder(header.entropy_coded)
-    codes, depths = zip(*payloads.unpack(coder, segments, header))
+    coder = Codec.load(device="cpu").coder(header.entropy_coded, header.level_frames)
+    codes, depths, levels = zip(*payloads.unpack(coder, segments, header))
     most = max(part.shape[1] for part in codes)
     codes = [np.pad(part, ((0, 0), (0, most - part.shape[1]), (0, 0))) for part in codes]
-    return np.concatenate(codes, 2), np.concatenate(depths, 1)
+    return np.concatenate(codes, 2), np.concatenate(depths, 1), np.concatenate(levels, 2)
 
 
 @pytest.mark.parametrize("entropy", [True, False])
@@ -90,16 +90,18 @@ def test_frames_differ_and_decode_as_their_depths_say(codec, speech, entropy):
     mid_side = np.concatenate([speech, 0.05 * speech[:, ::-1]])
     samples = np.concatenate([mid_side.sum(0, keepdims=True), mid_side[:1] - mid_side[1:]])
     data = encode(samples, RATE, 9, entropy=entropy)
-    found, depths = _unpacked(data)
+    found, depths, levels = _unpacked(data)
     assert all(len(set(channel.tolist())) > 5 for channel in depths) and depths[0].min() >= 1
     assert depths[0].mean() > 1.5 * depths[1].mean()            # the louder channel has more
     mid_side = np.stack([samples.sum(0), samples[0] - samples[1]]) / 2
     wish = encoding.Wish(9, None, entropy)
-    encoder = StreamEncoder(codec, 2, wish.most_books(codec), wish.likely_books(codec))
-    codes = np.concatenate([encoder.push(mid_side), encoder.flush()], 2)[:, :found.shape[1]]
+    encoder = StreamEncoder(codec, 2, wish.most_books(codec), wish.likely_books(codec), 4 * entropy)
+    rows = np.concatenate([encoder.push(mid_side), encoder.flush()], 2)
+    assert np.array_equal(levels, rows[:, wish.most_books(codec):]) and levels.shape[1] == 8 * entropy
+    codes = rows[:, :found.shape[1]]
     codes = np.where(np.arange(found.shape[1])[:, None] < depths[:, None], codes, 0)
     assert np.array_equal(found, codes)
-    mid, side = walks.StreamDecoder(codec, 2).push(codes, depths)[:, :samples.shape[1]]
+    mid, side = walks.StreamDecoder(codec, 2).push(codes, depths, levels, 4)[:, :samples.shape[1]]
     assert np.array_equal(decode(data)[0], np.stack([mid + side, mid - side]))
 
 
@@ -116,7 +118,7 @@ def test_recordings_that_are_decoded_in_one_go_have_short_segments(codec, channe
 
 def test_frames_of_silence_use_the_least(speech):
     samples = np.concatenate([speech, np.zeros_like(speech)], 1)
-    _, depths = _unpacked(encode(samples, RATE, 4))
+    depths = _unpacked(encode(samples, RATE, 4))[1]
     frames = speech.shape[1] // 320
     assert (depths[0, frames + 20:] == 1).all() and depths[0, :frames].mean() > 5
 
@@ -127,8 +129,8 @@ def test_encoding_twice_gives_the_same_bytes(speech):
 
 @pytest.mark.parametrize("entropy", [True, False])
 def test_both_coders_carry_the_same_codes(speech, entropy):
-    data = encode(speech, RATE, None, codebooks=6, entropy=entropy)
-    packed = encode(speech, RATE, None, codebooks=6, entropy=False)
+    data = encode(speech, RATE, None, codebooks=3, entropy=entropy)
+    packed = encode(speech, RATE, None, codebooks=3, entropy=False)
     assert np.array_equal(decode(data)[0], decode(packed)[0])
     assert len(data) < len(packed) or not entropy
 
@@ -270,3 +272,48 @@ def test_other_weights_are_named(speech):
 def test_what_cannot_be_encoded_is_refused(samples, rate, options, error, words):
     with pytest.raises(error, match=words):
         encode(samples, rate, **options)
+
+
+@pytest.mark.parametrize("channels, options, frames", [
+    (1, {"kbps": 6}, 4), (1, {"kbps": 12}, 2), (1, {"kbps": 1.5}, 0), (2, {"kbps": 3}, 0), (2, {"kbps": 6}, 4),
+    (1, {"kbps": 6, "entropy": False}, 0), (1, {"kbps": 12, "cbr": True}, 2),
+    (1, {"kbps": None, "codebooks": 2}, 0), (1, {"kbps": None, "codebooks": 8}, 4)])
+def test_levels_are_told_where_there_are_bits_for_them(speech, channels, options, frames):
+    header = container.unpack(encode(np.tile(speech[:, :RATE], (channels, 1)), RATE, **options))[0]
+    assert (header.level_frames, header.version) == (frames, 1 + (frames > 0))
+
+
+def test_the_treble_comes_back_as_loud_as_it_was(codec):
+    rng = np.random.default_rng(0)
+    loudness = np.repeat(10 ** rng.uniform(-2.5, -0.5, 20), RATE // 10)
+    noise = (loudness * rng.normal(0, 0.3, 2 * RATE)).astype(np.float32)[None]
+    for frames, options in ((4, {"kbps": 6}), (2, {"kbps": None, "codebooks": 12})):
+        wanted, found = (_levels(codec, part, frames) for part in (noise, decode(encode(noise, RATE, **options))[0]))
+        assert (found == wanted).mean() > 0.97
+    untold = _levels(codec, decode(encode(noise, RATE, None, codebooks=3))[0], 4)
+    assert (untold == _levels(codec, noise, 4)).mean() < 0.5
+
+
+def _levels(codec, samples, frames):
+    encoder = StreamEncoder(codec, 1, 1, level_frames=frames)
+    return np.concatenate([encoder.push(samples), encoder.flush()], 2)[:, 1:, :2 * RATE // 320]
+
+
+@pytest.mark.parametrize("frames", [2, 4])
+def test_levels_do_not_depend_on_how_audio_is_cut(codec, speech, frames):
+    encoder = StreamEncoder(codec, 1, 2, level_frames=frames)
+    whole = np.concatenate([encoder.push(speech), encoder.flush()], 2)
+    for size in (320, 777, 5000):
+        encoder = StreamEncoder(codec, 1, 2, level_frames=frames)
+        pieces = [encoder.push(speech[:, at:at + size]) for at in range(0, speech.shape[1], size)]
+        assert all(piece.shape[2] % frames == 0 for piece in pieces)
+        assert np.array_equal(np.concatenate([*pieces, encoder.flush()], 2), whole)
+    assert np.array_equal(whole[:, 2:, ::frames].repeat(frames, 2)[:, :, :whole.shape[2]], whole[:, 2:])
+
+
+def test_a_model_without_levels_refuses_a_file_that_tells_them(codec, speech, monkeypatch):
+    data = encode(speech, RATE, 6)
+    monkeypatch.setattr(codec, "levels", None)
+    header = container.unpack(data)[0]
+    with pytest.raises(FormatError, match="its model has none"):
+        codec.coder(header.entropy_coded, header.level_frames)

@@ -232,7 +232,7 @@ def files(draw):
         segment_frames=draw(st.integers(1, 255)) * 16,
         has_depths=draw(st.booleans()),
     )
-    header = dataclasses.replace(header, has_levels=header.entropy_coded and draw(st.booleans()))
+    header = dataclasses.replace(header, level_frames=header.entropy_coded and draw(st.sampled_from([0, 2, 4])))
     name = st.text([chr(code) for code in range(0x20, 0x7E) if code != ord("=")], min_size=1, max_size=9)
     tags = tuple(draw(st.lists(st.tuples(name, st.text(max_size=20)), max_size=4)))
     num_segments = draw(st.integers(0, 4))
@@ -409,8 +409,8 @@ def test_not_a_nac_file(data):
 
 
 def test_newer_version_is_named():
-    with pytest.raises(FormatError, match="format version 2; this program reads version 1"):
-        unpack(container.MAGIC + b"\x02")  # whatever follows
+    with pytest.raises(FormatError, match="format version 3; this program reads versions 1 and 2"):
+        unpack(container.MAGIC + b"\x03")  # whatever follows
 
 
 @pytest.mark.parametrize(
@@ -434,7 +434,9 @@ def with_checksum(data: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("offset", "value", "message"),
     [
-        (5, 0x80, "levels in a file that is not entropy-coded"),
+        (5, 0x82, "flags are 0x82; expected the highest bit to be 0"),
+        (4, b"\x02\x80", "levels in a file that is not entropy-coded"),
+        (4, b"\x02\x00", "levels in a file that is not entropy-coded"),
         (6, (7_999).to_bytes(4, "little"), "sample rate is 7999; expected 8000 to 192000"),
         (6, (192_001).to_bytes(4, "little"), "sample rate is 192001"),
         (26, 0, "number of codebooks is 0; expected 1 to 32"),

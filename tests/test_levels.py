@@ -18,33 +18,33 @@ def random_tables(seed=0):
     return np.random.default_rng(seed).integers(1, 2000, shape).astype(np.uint16)
 
 
-def walk(seed, num_pairs):
+def walk(seed, num_groups):
     """Levels (L, P) that wander, all bands nearly alike."""
     rng = np.random.default_rng(seed)
-    steps = rng.integers(-1, 2, num_pairs) + rng.integers(-1, 2, (BANDS, num_pairs)) * rng.integers(0, 2, num_pairs)
+    steps = rng.integers(-1, 2, num_groups) + rng.integers(-1, 2, (BANDS, num_groups)) * rng.integers(0, 2, num_groups)
     return np.clip(20 + np.cumsum(steps, 1), 0, NUM_LEVELS - 1)
 
 
-def encoded(model, told):
+def encoded(model, told, frames=2):
     encoder = RangeEncoder()
-    counts, symbols = model.tables(told)
+    counts, symbols = model.tables(told, frames)
     encoder.encode(symbols, BY_COUNTS, counts)
     return shortest(encoder)
 
 
-def decoded(model, payload, num_pairs):
+def decoded(model, payload, num_groups, frames=2):
     decoder = RangeDecoder(words(payload))
-    return model.decode(num_pairs, lambda counts: decoder.decode(BY_COUNTS, counts))
+    return model.decode(num_groups, frames, lambda counts: decoder.decode(BY_COUNTS, counts))
 
 
 @settings(max_examples=40, deadline=None)
-@given(num_pairs=st.integers(1, 256), seed=st.integers(0, 99))
-def test_levels_come_back(num_pairs, seed):
+@given(num_groups=st.integers(1, 256), frames=st.sampled_from([2, 4]), seed=st.integers(0, 99))
+def test_levels_come_back(num_groups, frames, seed):
     model, rng = LevelModel(BANDS, random_tables()), np.random.default_rng(seed)
-    for told in (rng.integers(0, NUM_LEVELS, (BANDS, num_pairs)), walk(seed, num_pairs)):
-        payload = encoded(model, told)
-        assert np.array_equal(decoded(model, payload, num_pairs), told)
-        assert abs(len(payload) - model.bits(told) / 8) < 5
+    for told in (rng.integers(0, NUM_LEVELS, (BANDS, num_groups)), walk(seed, num_groups)):
+        payload = encoded(model, told, frames)
+        assert np.array_equal(decoded(model, payload, num_groups, frames), told)
+        assert abs(len(payload) - model.bits(told, frames) / 8) < 5
 
 
 def test_each_level_but_the_first_lies_between_two_that_are_known():
@@ -59,11 +59,11 @@ def test_each_level_but_the_first_lies_between_two_that_are_known():
 def test_tables_that_were_counted_save_bits():
     counts = np.zeros((levels.num_contexts(BANDS), levels.NUM_SYMBOLS))
     for seed in range(60):
-        np.add.at(counts, levels.coded(walk(seed, 256)), 1)
+        np.add.at(counts, levels.coded(walk(seed, 256), 4), 1)
     counted, untaught = (LevelModel(BANDS, levels.to_tables(c)) for c in (counts, np.zeros_like(counts)))
     told = walk(1000, 256)
-    assert counted.bits(told) < 0.9 * untaught.bits(told) < 0.9 * 5.33 * told.size       # log2(40) each
-    assert untaught.bits(np.full_like(told, 17)) < untaught.bits(told)
+    assert counted.bits(told, 4) < 0.9 * untaught.bits(told, 4) < 0.9 * 5.33 * told.size       # log2(40) each
+    assert untaught.bits(np.full_like(told, 17), 4) < untaught.bits(told, 4)
 
 
 def test_tables_that_do_not_fit():
@@ -82,11 +82,11 @@ def test_a_level_that_does_not_exist():
 
 
 @settings(max_examples=60, deadline=None)
-@given(payload=st.binary(max_size=80), num_pairs=st.integers(1, 40))
-def test_damage_ends_in_levels_or_an_error(payload, num_pairs):
+@given(payload=st.binary(max_size=80), num_groups=st.integers(1, 40))
+def test_damage_ends_in_levels_or_an_error(payload, num_groups):
     model = LevelModel(BANDS, random_tables())
     try:
-        found = decoded(model, payload, num_pairs)
+        found = decoded(model, payload, num_groups)
     except (FormatError, AssertionError):       # of constriction, which rangecoder.py takes for damage
         return
-    assert found.shape == (BANDS, num_pairs) and 0 <= found.min() <= found.max() < NUM_LEVELS
+    assert found.shape == (BANDS, num_groups) and 0 <= found.min() <= found.max() < NUM_LEVELS

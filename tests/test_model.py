@@ -5,8 +5,8 @@ import torch
 from audiocodec import few
 from audiocodec.model import LOWEST_LEVEL, NUM_LEVELS, Decoder, Encoder, Envelope, Gains, ModelConfig, to_blocks
 
-TINY = ModelConfig(hop=16, latent_dim=8, gain_bands=2, level_bands=3, encoder_width=12, encoder_blocks=2, decoder_width=12,
-                   decoder_blocks=2, num_books=4, book_size=16)
+TINY = ModelConfig(hop=16, latent_dim=8, gain_bands=2, level_bands=3, encoder_width=12, encoder_blocks=2,
+                   decoder_width=12, decoder_blocks=2, num_books=4, book_size=16)
 
 
 def _seeded(part):
@@ -77,15 +77,17 @@ def test_a_few_frames_in_numpy_equal_the_network(part, twin, width, together):
 
 
 @pytest.mark.parametrize("frames", [1, 6, 7])
-def test_a_few_frames_in_numpy_have_the_network_s_levels(frames):
+@pytest.mark.parametrize("group", [2, 4])
+def test_a_few_frames_in_numpy_have_the_network_s_levels(frames, group):
     encoder, decoder = _seeded(Encoder(TINY)), _seeded(Decoder(TINY))
     blocks, latents = torch.randn(2, frames, 16).double(), torch.randn(2, frames, 8).double()
-    latents_made, levels, _ = encoder(blocks, encoder.start(blocks), True)
-    assert torch.equal(levels, few.Encoder(encoder)(blocks, encoder.start(blocks), True)[1])
-    assert latents_made.shape == (2, frames, 8) and levels.shape == (2, (frames + 1) // 2, 3)
+    latents_made, levels, _ = encoder(blocks, encoder.start(blocks), group)
+    assert torch.equal(levels, few.Encoder(encoder)(blocks, encoder.start(blocks), group)[1])
+    assert latents_made.shape == (2, frames, 8) and levels.shape == (2, frames, 3)
     books = torch.full((2, frames), 4)
-    told, _ = decoder(latents, books, decoder.start(latents), levels)
-    assert torch.allclose(told, few.Decoder(decoder)(latents, books, decoder.start(latents), levels)[0], atol=1e-5)
+    told, _ = decoder(latents, books, decoder.start(latents), levels, group)
+    again, _ = few.Decoder(decoder)(latents, books, decoder.start(latents), levels, group)
+    assert torch.allclose(told, again, atol=1e-5)
     assert not torch.allclose(told, decoder(latents, books, decoder.start(latents))[0])
 
 
@@ -133,42 +135,45 @@ def test_silence_stays_silent_whatever_the_weights():
     assert not decoder(latents, torch.tensor([4]), decoder.start(latents))[0].any()
 
 
-def _levels(coefficients, envelope):
+def _levels(coefficients, group):
     """By the definition, band by band."""
     edges = [4500, *(2000 * (3.25 * (7 / 3.25) ** (i / 4) - 1) for i in (1, 2, 3)), 12_000]
     frequency = (np.arange(320) + 0.5) * 37.5
-    found = np.empty((3, 4))
-    for pair in range(3):
+    found = np.empty((5, 4))
+    for frame in range(5):
         for band in range(4):
             inside = (frequency >= edges[band]) & (frequency < edges[band + 1])
-            power = np.square(coefficients[0, 2 * pair:2 * pair + 2, inside].numpy()).mean()
-            found[pair, band] = np.clip(np.rint(np.log2(power + 2.0 ** LOWEST_LEVEL)) - LOWEST_LEVEL, 0, NUM_LEVELS - 1)
-    return found
+            frames = np.minimum(frame // group * group + np.arange(group), 4)
+            power = np.square(coefficients[0, frames][:, inside].numpy()).mean()
+            found[frame, band] = np.rint(np.log2(power + 2.0 ** LOWEST_LEVEL)) - LOWEST_LEVEL
+    return found.clip(0, NUM_LEVELS - 1)
 
 
-def test_levels_are_of_bands_and_pairs_of_frames():
+@pytest.mark.parametrize("group", [2, 4])
+def test_levels_are_of_bands_and_groups_of_frames(group):
     envelope = Envelope(ModelConfig(level_bands=4))
     loudness = 10 ** torch.linspace(-5, 1, 5)[None, :, None]
     coefficients = torch.randn(1, 5, 320, generator=torch.Generator().manual_seed(0)).double() * loudness
-    assert np.array_equal(envelope.levels(coefficients)[0].numpy(), _levels(coefficients, envelope))
-    assert (envelope.levels(torch.zeros(1, 3, 320)) == 0).all()
-    assert (envelope.levels(torch.full((1, 2, 320), 1e9)) == NUM_LEVELS - 1).all()
+    assert np.array_equal(envelope.levels(coefficients, group)[0].numpy(), _levels(coefficients, group))
+    assert (envelope.levels(torch.zeros(1, 3, 320), group) == 0).all()
+    assert (envelope.levels(torch.full((1, 2, 320), 1e9), group) == NUM_LEVELS - 1).all()
 
 
-def test_bands_are_brought_to_their_levels():
+@pytest.mark.parametrize("group", [2, 4])
+def test_bands_are_brought_to_their_levels(group):
     envelope = Envelope(ModelConfig(level_bands=4))
     random = torch.Generator().manual_seed(0)
     coefficients = torch.randn(2, 5, 320, generator=random).double() * 0.01
-    levels = torch.randint(14, 20, (2, 3, 4), generator=random).double()
+    levels = torch.randint(14, 20, (2, 3, 4), generator=random).double().repeat_interleave(group, 1)[:, :5]
     levels[1, :, 2] = -1
-    made = envelope.enforce(coefficients, levels)
+    made = envelope.enforce(coefficients, levels, group)
     told = levels >= 0
-    assert torch.equal(envelope.levels(made)[told], levels[told])
+    assert torch.equal(envelope.levels(made, group)[told], levels[told])
     assert torch.equal(made[..., :120], coefficients[..., :120])                     # under 4.5 kHz
-    assert torch.equal(envelope.levels(made)[~told], envelope.levels(coefficients)[~told])
+    assert torch.equal(envelope.levels(made, group)[~told], envelope.levels(coefficients, group)[~told])
     ratio = made / coefficients
-    assert torch.allclose(ratio[:, 0], ratio[:, 1]) and torch.allclose(ratio[:, 2], ratio[:, 3])
+    assert all(torch.allclose(part, part[:, :1].expand_as(part)) for part in ratio.split(group, 1))
     silence = torch.zeros(1, 2, 320)
-    assert not envelope.enforce(silence, torch.full((1, 1, 4), 20.0)).any()
-    faint = envelope.enforce(silence + 1e-4, torch.full((1, 1, 4), 39.0))
+    assert not envelope.enforce(silence, torch.full((1, 2, 4), 20.0), group).any()
+    faint = envelope.enforce(silence + 1e-4, torch.full((1, 2, 4), 39.0), group)
     assert faint.max() < 4e-3                               # no more than 30 dB

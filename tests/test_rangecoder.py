@@ -116,10 +116,10 @@ def test_shapes_beyond_the_model_are_refused():
 
 def test_levels_go_before_codes():
     tables = np.random.default_rng(0).integers(1, 99, (num_contexts(2), NUM_SYMBOLS))
-    coder = RangeCoder(MODEL, LevelModel(2, tables))
+    coder = RangeCoder(MODEL, LevelModel(2, tables), 4)
     shapes = [Shape(4, 9), Shape(3, 1, True), Shape(9, 12, True)]
     rng = np.random.default_rng(1)
-    sequences = [frames._replace(levels=rng.integers(0, 40, (2, -(-frames.codes.shape[1] // 2))))
+    sequences = [frames._replace(levels=rng.integers(0, 40, (2, -(-frames.codes.shape[1] // 4))))
                  for frames in random_frames(shapes, 7)]
     plain, made = RANGE.encode(sequences), coder.encode(sequences)
     for before, after in zip(sequences, coder.decode(made, shapes), strict=True):

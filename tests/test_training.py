@@ -393,7 +393,7 @@ def test_a_killed_command_goes_on(folder, tmp_path):
     ("[model]\nlatent_dim = 321", "model.latent_dim = 321; expected the hop, 320, or less"),
     ("[model]\ngain_bands = -1", "model.gain_bands = -1; expected"),
     ("[model]\nlevel_bands = 33", "model.level_bands = 33; expected 0 to 32"),
-    ("[model]\nsample_rate = 16000", "model.level_bands = 8 at 16000 Hz; expected 0, as they begin at 4500 Hz"),
+    ("[model]\nsample_rate = 8000", "model.level_bands = 8 at 8000 Hz; expected 0, as they begin at 4500 Hz"),
     ("[model]\ncoarse_dims = [64]", "model.coarse_books = [8, 8], coarse_dims = [64]; expected as many of both"),
     ("[model]\ncoarse_books = [4, 4]\ncoarse_dims = [64, 32]", "the dims in rising order"),
     ("[entropy]\nheads = 3", "entropy.width = 128; expected a multiple of the heads, 3"),

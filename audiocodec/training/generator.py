@@ -7,7 +7,7 @@ from audiocodec.quantizer import ResidualQuantizer
 from audiocodec.training.codebooks import CodebookTrainer, kmeans_start
 
 
-_TOLD = 0.75     # of the items: their decoder is told the levels of bands
+_TOLD = 0.75     # of the batches: their decoder is told the levels of bands
 
 
 class Generator(nn.Module):
@@ -25,18 +25,19 @@ class Generator(nn.Module):
         blocks = to_blocks(samples, self.config.hop)
         return self.encoder(blocks, self.encoder.start(blocks))[0].float().transpose(1, 2)
 
-    def levels(self, samples: Tensor) -> Tensor | None:
-        """Samples (B, N) -> the levels of their bands (B, ceil(T / 2), L); None for a model without such bands."""
+    def levels(self, samples: Tensor, frames: int) -> Tensor | None:
+        """Samples (B, N) -> levels (B, T, L) of bands in groups of so many frames; None for a model without bands."""
         if not self.config.level_bands:
             return None
         blocks = to_blocks(samples, self.config.hop)
         coefficients, _ = self.encoder.mdct.analyse(blocks, torch.zeros_like(blocks[:, :1]))
-        return self.encoder.envelope.levels(coefficients)
+        return self.encoder.envelope.levels(coefficients, frames)
 
-    def samples(self, latents: Tensor, num_books: Tensor, levels: Tensor | None = None) -> Tensor:
-        """Latents (B, D, T), books (B,) or (B, T), levels of bands -> samples (B, (T - 1) * hop)."""
+    def samples(self, latents: Tensor, num_books: Tensor, levels: Tensor | None = None,
+                level_frames: int = 2) -> Tensor:
+        """Latents (B, D, T), books (B,) or (B, T), levels of bands (B, T, L) -> samples (B, (T - 1) * hop)."""
         rows = latents.transpose(1, 2)
-        blocks, _ = self.decoder(rows, num_books, self.decoder.start(rows), levels)
+        blocks, _ = self.decoder(rows, num_books, self.decoder.start(rows), levels, level_frames)
         return blocks[:, 1:].flatten(1)
 
     def forward(self, samples: Tensor, num_books: Tensor, prices: Tensor, books: CodebookTrainer,
@@ -48,11 +49,10 @@ class Generator(nn.Module):
         with torch.set_grad_enabled(not frozen):
             latents = self.latents(samples)
         quantized, depths, commitment = books.quantize(latents, num_books, prices, learn=not frozen)
-        levels = self.levels(samples)
-        if levels is not None:
-            is_told = torch.rand(len(samples), 1, 1, device=samples.device) < _TOLD
-            levels = torch.where(is_told, levels, -1)
-        return self.samples(quantized, depths, levels), commitment
+        told, in_fours = torch.rand(2).tolist()
+        frames = 4 if in_fours < 0.5 else 2
+        levels = self.levels(samples, frames) if told < _TOLD else None
+        return self.samples(quantized, depths, levels, frames), commitment
 
     def accelerate(self, device: str, fuse: bool) -> None:
         """Run the networks' products in bfloat16, and compile them."""

@@ -183,10 +183,11 @@ def _level_tables(trainer: Trainer, most: int) -> dict[str, np.ndarray]:
     crops, counts = _stretches(trainer), np.zeros((levels.num_contexts(num_bands), levels.NUM_SYMBOLS))
     for at in range(min(most, _LEVEL_BATCHES)):
         samples = torch.from_numpy(crops.batch(at, _SEQUENCES)).to(trainer.team.device)
-        found = trainer.average.levels(samples)[:, _LEAD // 2:].transpose(1, 2).cpu().numpy()
-        for sequence in found:
-            for stretch in (sequence, sequence[:, :MAX_FRAMES // 4]):       # segments are of either length
-                np.add.at(counts, levels.coded(stretch), 1)
+        for frames in levels.GROUPS:
+            found = trainer.average.levels(samples, frames)[:, _LEAD::frames].transpose(1, 2).cpu().numpy()
+            for sequence in found:
+                for stretch in (sequence, sequence[:, :sequence.shape[1] // 2]):     # segments are of either length
+                    np.add.at(counts, levels.coded(stretch, frames), 1)
     return {"levels.tables": levels.to_tables(counts)}
 
 

@@ -10,6 +10,7 @@ from audiocodec.training.generator import Generator
 
 BOOKS = 4, 8, 16, 32
 _BATCH = 4                   # clips coded together, which bounds the memory
+_LEVEL_FRAMES = 4            # of which levels of bands are told, as at 6 kbps
 
 _SCORES = {"mel": metrics.log_mel_distance, "si_sdr": metrics.si_sdr}
 if find_spec("pesq"):
@@ -34,7 +35,8 @@ def decode(generator: Generator, codes: Tensor, clips: Tensor) -> Tensor:
     for some, originals in zip(codes.split(_BATCH), clips.split(_BATCH)):
         some, originals = some.to(quantizer.codebooks.device), originals.to(quantizer.codebooks.device)
         num_books = torch.full_like(some[:, 0, 0], codes.shape[1])
-        decoded = generator.samples(quantizer.decode(some), num_books, generator.levels(originals))
+        decoded = generator.samples(quantizer.decode(some), num_books, generator.levels(originals, _LEVEL_FRAMES),
+                                    _LEVEL_FRAMES)
         parts.append(decoded[:, :clips.shape[1]].float().cpu())
     return torch.cat(parts)
 
