@@ -26,7 +26,7 @@ _PREFIX = struct.Struct("<4sB")  # magic, version: the part that no later versio
 _FIELDS = struct.Struct("<BIQ6sHBB")  # flags, then the fields of Header in the order of the file
 _CRC = struct.Struct("<I")
 _ENDING = struct.Struct("<II")  # the trailer's size and CRC-32, the last bytes of a file
-_CODE_BITS, _DEPTH_BITS = 10, 5
+_CODE_BITS, _DEPTH_BITS, _LEVEL_BITS = 10, 5, 6
 _STEREO, _ENTROPY, _TAGS, _SUBTYPE_SHIFT, _PART, _DEPTHS, _PAIRS = 1, 2, 4, 3, 32, 64, 128  # flags
 _UNKNOWN = 2**64 - 1  # num_samples, when the header was written before the length was known
 
@@ -88,8 +88,6 @@ class Header:
             raise FormatError(f"sample format {self.subtype!r}; expected one of {', '.join(SUBTYPES)}")
         if self.level_frames not in (0, 2, 4):
             raise FormatError(f"levels of groups of {self.level_frames} frames; expected 2 or 4")
-        if self.level_frames and not self.entropy_coded:
-            raise FormatError("levels in a file that is not entropy-coded; expected none")
         if self.origin and not self.num_samples:
             raise FormatError(f"a part of {self.num_samples or 'unknown'} samples; expected at least 1")
 
@@ -237,11 +235,13 @@ def _payload_limits(header: Header, books: int, num_frames: int) -> tuple[int, i
     if not books:
         return 0, 0
     depths = _DEPTH_BITS * num_frames * header.has_depths
+    groups = -(-num_frames // header.level_frames) if header.level_frames else 0
+    levels = _LEVEL_BITS * groups * MAX_LEVEL_BANDS  # or less: how many bands there are the model knows
     packed = (depths + books * num_frames * _CODE_BITS + 7) // 8
+    most = (depths + books * num_frames * _CODE_BITS + levels + 7) // 8
     if header.entropy_coded:
-        levels = 3 * MAX_LEVEL_BANDS * (num_frames + 1) // 2 * (header.level_frames > 0)
-        return 0, 5 * packed + 64 + levels  # no code takes more than twice 24 bits, no depth or level more than 24
-    return (depths + 7) // 8 if depths else packed, packed
+        return 0, 5 * most + 64  # no code takes more than twice 24 bits, no depth or level more than 24
+    return (depths + 7) // 8 if depths else packed, most
 
 
 def _pack_segment(header: Header, index: int, segment: Segment) -> bytes:

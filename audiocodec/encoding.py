@@ -81,7 +81,7 @@ class Wish:
 
     def level_frames(self, codec: Codec, channels: int) -> int:
         """How many frames have levels in common, which are told besides the codes; 0: none are, for want of bits."""
-        if not (self.entropy and codec.levels):
+        if not codec.levels:
             return 0
         kbps = self.kbps / channels if self.codebooks is None else self.codebooks * codec.config.bits_per_book / 1000
         return 2 if kbps >= _PAIRS_KBPS else 4 if kbps >= _FOURS_KBPS else 0

@@ -10,6 +10,7 @@ import numpy as np
 from audiocodec import container, payloads, rate
 from audiocodec.depths import MAX_DEPTH
 from audiocodec.pricing import Pricing
+from audiocodec.rangecoder import LEVEL_BITS
 from audiocodec.tokens import Codec
 
 _IN_MEMORY = 1 << 26     # bytes of a finished file; more than that go to a temporary one
@@ -161,9 +162,11 @@ class Fitter:
 
     def _level_bits(self) -> float:
         """What the levels of all segments take."""
-        levels, frames = self.codec.levels, self.header.level_frames
-        return sum(levels.bits(channel[-levels.num_bands:, ::frames], frames) for rows in self.segments
-                   for channel in rows) if frames else 0.0
+        frames, num_bands, levels = self.header.level_frames, self._coder.num_bands, self.codec.levels
+        if not frames:
+            return 0.0
+        told = (channel[-num_bands:, ::frames] for rows in self.segments for channel in rows)
+        return sum(levels.bits(part, frames) if self.header.entropy_coded else LEVEL_BITS * part.size for part in told)
 
     @property
     def _coder(self):

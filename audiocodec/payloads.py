@@ -32,7 +32,7 @@ def pack_depths(coder, segments: Sequence[np.ndarray], depths: Sequence[np.ndarr
     """
     books = [[max(count, 1 - channel) for channel, count in enumerate(depth.max(1).tolist())] for depth in depths]
     streams = [Frames(np.where(np.arange(count)[:, None] < depth, channel[:count], 0).astype(np.int64), depth, is_told,
-                      channel[-coder.levels.num_bands:, ::coder.level_frames] if coder.level_frames else None)
+                      channel[-coder.num_bands:, ::coder.level_frames] if coder.level_frames else None)
                for rows, frames, counts in zip(segments, depths, books)
                for channel, depth, count in zip(rows, frames, counts) if count]
     payloads = iter(coder.encode(streams))
@@ -64,22 +64,21 @@ def unpack(coder, batch: Sequence[Record], header: container.Header) -> Iterator
     decoded = iter(coder.decode(
         [segment.payloads[channel] for segment, channel in used],
         [Shape(segment.books[channel], segment.num_frames, header.has_depths) for segment, channel in used]))
-    num_bands = coder.levels.num_bands if coder.level_frames else 0
     for record in batch:
         if isinstance(record, container.Damage):
             for _ in range(record.count or 0):
                 codes = np.zeros((header.channels, header.codebooks, header.segment_frames), np.int64)
-                levels = np.full((header.channels, num_bands, header.segment_frames), -1)
+                levels = np.full((header.channels, coder.num_bands, header.segment_frames), -1)
                 yield Unpacked(codes, np.full_like(codes[:, 0], header.codebooks), levels)
             continue
         codes = np.zeros((header.channels, max(record.books), record.num_frames), np.int64)
         depths = np.zeros_like(codes[:, 0])
-        levels = np.full((header.channels, num_bands, record.num_frames), -1)
+        levels = np.full((header.channels, coder.num_bands, record.num_frames), -1)
         for channel, count in enumerate(record.books):
             if count:
                 frames = next(decoded)
                 codes[channel, :count], depths[channel] = frames.codes, frames.depths
-                if num_bands:
+                if coder.level_frames:
                     levels[channel] = frames.levels.repeat(coder.level_frames, 1)[:, :record.num_frames]
         yield Unpacked(codes, depths, levels)
 

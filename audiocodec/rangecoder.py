@@ -3,6 +3,7 @@
 Martin: "Range encoding: an algorithm for removing redundancy from a digitised message", 1979; Bamler: "Understanding
 entropy coding with asymmetric numeral systems", 2022 (the constriction library).
 """
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ import torch
 from audiocodec.entropy import ABSENT, MAX_FRAMES, MEMBERS, UNTOLD, EntropyModel
 from audiocodec.errors import FormatError
 from audiocodec.levels import LevelModel
+from audiocodec.model import NUM_LEVELS
 from audiocodec.threads import mapped
 
 Categorical = constriction.stream.model.Categorical
@@ -22,6 +24,7 @@ RangeEncoder = constriction.stream.queue.RangeEncoder
 BY_COUNTS = Categorical(perfect=False)     # whose counts come with each call
 CODE_BITS = 10
 DEPTH_BITS = 5
+LEVEL_BITS = 6
 _STATE_BITS = 64               # of constriction's coder, whose words have 32
 _ENCODED_TOGETHER = 8          # sequences at once: all their tables are in memory
 _DECODED_TOGETHER = 32         # each adds little to a step
@@ -53,12 +56,13 @@ class Shape(NamedTuple):
 
 
 class PackedCoder:
-    """Each number as it is: frame by frame, the depth in 5 bits if it is told, then codes in 10, highest bits first.
-
-    Zero bits fill the last byte.
+    """Each number as it is: levels of bands in 6 bits if they are told, band by band; then, frame by frame, the depth
+    in 5 bits if it is told, and codes in 10; highest bits first. Zero bits fill the last byte.
     """
 
-    level_frames = 0       # levels are not told
+    def __init__(self, num_bands: int = 0, level_frames: int = 0):
+        """num_bands: whose levels are told, one for each group of so many frames; 0: none are."""
+        self.num_bands, self.level_frames = num_bands, level_frames
 
     def encode(self, sequences: Sequence[Frames]) -> list[bytes]:
         """Sequences -> payloads."""
@@ -66,7 +70,8 @@ class PackedCoder:
 
     def decode(self, payloads: Sequence[bytes], shapes: Sequence[Shape]) -> list[Frames]:
         """Payloads and their shapes -> sequences. Raises FormatError."""
-        return [_unpack(payload, shape) for payload, shape in zip(payloads, shapes, strict=True)]
+        return [_unpack(payload, shape, (self.num_bands, groups(shape.num_frames, self.level_frames)))
+                for payload, shape in zip(payloads, shapes, strict=True)]
 
 
 class RangeCoder:
@@ -81,6 +86,7 @@ class RangeCoder:
     def __init__(self, model: EntropyModel, levels: LevelModel | None = None, level_frames: int = 0):
         """levels: by which they are told, one for each band and group of so many frames; of 0 frames: they are not."""
         self.model, self.levels, self.level_frames = model, levels, level_frames
+        self.num_bands = levels.num_bands if level_frames else 0
 
     def encode(self, sequences: Sequence[Frames]) -> list[bytes]:
         """Sequences of at most 512 frames -> payloads."""
@@ -161,11 +167,16 @@ class RangeCoder:
         """The levels that a payload begins with, if this coder tells any."""
         if not (self.level_frames and num_frames):
             return None
-        num_groups = -(-num_frames // self.level_frames)
+        num_groups = groups(num_frames, self.level_frames)
         try:
             return self.levels.decode(num_groups, self.level_frames, lambda counts: decoder.decode(BY_COUNTS, counts))
         except AssertionError as error:        # constriction's answer to words that no encoder writes
             raise FormatError(f"a damaged payload ({error})") from None
+
+
+def groups(num_frames: int, level_frames: int) -> int:
+    """How many groups of frames have levels."""
+    return -(-num_frames // level_frames) if level_frames else 0
 
 
 def _together(group: Sequence[Frames]) -> tuple[np.ndarray, np.ndarray]:
@@ -181,16 +192,24 @@ def _together(group: Sequence[Frames]) -> tuple[np.ndarray, np.ndarray]:
 
 def _pack(frames: Frames) -> bytes:
     books, num_frames = frames.codes.shape
+    levels = _bits(np.zeros(0, int) if frames.levels is None else frames.levels, LEVEL_BITS).ravel()
     codes = _bits(frames.codes.T, CODE_BITS).reshape(num_frames, books * CODE_BITS)
-    if not frames.is_told:
-        return np.packbits(codes).tobytes()
-    used = np.repeat(np.arange(books), CODE_BITS) < frames.depths[:, None]
-    bits = np.concatenate([_bits(frames.depths, DEPTH_BITS), codes], 1)
-    return np.packbits(bits[np.pad(used, ((0, 0), (DEPTH_BITS, 0)), constant_values=True)]).tobytes()
+    if frames.is_told:
+        used = np.repeat(np.arange(books), CODE_BITS) < frames.depths[:, None]
+        bits = np.concatenate([_bits(frames.depths, DEPTH_BITS), codes], 1)
+        codes = bits[np.pad(used, ((0, 0), (DEPTH_BITS, 0)), constant_values=True)]
+    return np.packbits(np.concatenate([levels, codes.ravel()])).tobytes()
 
 
-def _unpack(payload: bytes, shape: Shape) -> Frames:
-    bits, at = np.unpackbits(np.frombuffer(payload, np.uint8)), 0
+def _unpack(payload: bytes, shape: Shape, shape_of_levels: tuple[int, int]) -> Frames:
+    bits, at = np.unpackbits(np.frombuffer(payload, np.uint8)), LEVEL_BITS * math.prod(shape_of_levels)
+    levels = None
+    if at:
+        if at > len(bits):
+            raise FormatError(f"{len(payload)} bytes of packed levels; expected more")
+        levels = _number(bits[:at].reshape(*shape_of_levels, LEVEL_BITS))
+        if levels.max() >= NUM_LEVELS:
+            raise FormatError(f"a packed level of {levels.max()}; expected at most {NUM_LEVELS - 1}")
     codes = np.zeros((shape.num_frames, shape.num_books), np.int64)
     depths = np.full(shape.num_frames, shape.num_books)
     for t in range(shape.num_frames if shape.is_told else 0):
@@ -203,14 +222,14 @@ def _unpack(payload: bytes, shape: Shape) -> Frames:
         codes[t, :depths[t]] = _number(bits[at + DEPTH_BITS:end].reshape(-1, CODE_BITS))
         at = end
     if not shape.is_told:
-        at = codes.size * CODE_BITS
+        start, at = at, at + codes.size * CODE_BITS
         if len(payload) == (at + 7) // 8:
-            codes = _number(bits[:at].reshape(shape.num_frames, shape.num_books, CODE_BITS))
+            codes = _number(bits[start:at].reshape(shape.num_frames, shape.num_books, CODE_BITS))
     if len(payload) != (at + 7) // 8:
         raise FormatError(f"{len(payload)} bytes of packed codes; expected {(at + 7) // 8}")
     if bits[at:].any():
         raise FormatError("bits that are not zero after the last packed code")
-    return Frames(np.ascontiguousarray(codes.T), depths, shape.is_told)
+    return Frames(np.ascontiguousarray(codes.T), depths, shape.is_told, levels)
 
 
 def _bits(numbers: np.ndarray, width: int) -> np.ndarray:

@@ -106,10 +106,10 @@ class Codec:
 
     def coder(self, entropy_coded: bool, level_frames: int = 0) -> "rangecoder.RangeCoder | rangecoder.PackedCoder":
         """The coder of payloads that a file asks for. Raises FormatError for levels that there are no tables for."""
-        if not entropy_coded:
-            return rangecoder.PackedCoder()
         if level_frames and self.levels is None:
             raise FormatError("a file that tells levels of bands; its model has none")
+        if not entropy_coded:
+            return rangecoder.PackedCoder(self.config.level_bands if level_frames else 0, level_frames)
         return rangecoder.RangeCoder(self.entropy, self.levels, level_frames)
 
 

@@ -232,7 +232,7 @@ def files(draw):
         segment_frames=draw(st.integers(1, 255)) * 16,
         has_depths=draw(st.booleans()),
     )
-    header = dataclasses.replace(header, level_frames=header.entropy_coded and draw(st.sampled_from([0, 2, 4])))
+    header = dataclasses.replace(header, level_frames=draw(st.sampled_from([0, 2, 4])))
     name = st.text([chr(code) for code in range(0x20, 0x7E) if code != ord("=")], min_size=1, max_size=9)
     tags = tuple(draw(st.lists(st.tuples(name, st.text(max_size=20)), max_size=4)))
     num_segments = draw(st.integers(0, 4))
@@ -435,8 +435,6 @@ def with_checksum(data: bytes) -> bytes:
     ("offset", "value", "message"),
     [
         (5, 0x82, "flags are 0x82; expected the highest bit to be 0"),
-        (4, b"\x02\x80", "levels in a file that is not entropy-coded"),
-        (4, b"\x02\x00", "levels in a file that is not entropy-coded"),
         (6, (7_999).to_bytes(4, "little"), "sample rate is 7999; expected 8000 to 192000"),
         (6, (192_001).to_bytes(4, "little"), "sample rate is 192001"),
         (26, 0, "number of codebooks is 0; expected 1 to 32"),

@@ -114,18 +114,20 @@ def test_shapes_beyond_the_model_are_refused():
             RANGE.decode([b""], [shape])
 
 
-def test_levels_go_before_codes():
-    tables = np.random.default_rng(0).integers(1, 99, (num_contexts(2), NUM_SYMBOLS))
-    coder = RangeCoder(MODEL, LevelModel(2, tables), 4)
+LEVELS = LevelModel(2, np.random.default_rng(0).integers(1, 99, (num_contexts(2), NUM_SYMBOLS)))
+
+
+@pytest.mark.parametrize("coder, plainly", [(PackedCoder(2, 4), PACKED), (RangeCoder(MODEL, LEVELS, 4), RANGE)])
+def test_levels_go_before_codes(coder, plainly):
     shapes = [Shape(4, 9), Shape(3, 1, True), Shape(9, 12, True)]
     rng = np.random.default_rng(1)
     sequences = [frames._replace(levels=rng.integers(0, 40, (2, -(-frames.codes.shape[1] // 4))))
                  for frames in random_frames(shapes, 7)]
-    plain, made = RANGE.encode(sequences), coder.encode(sequences)
+    plain, made = plainly.encode(random_frames(shapes, 7)), coder.encode(sequences)
     for before, after in zip(sequences, coder.decode(made, shapes), strict=True):
         assert_same(before, after)
         assert np.array_equal(before.levels, after.levels)
     assert all(len(told) > len(untold) for told, untold in zip(made, plain))
-    with pytest.raises(FormatError, match="damaged payload"):
+    with pytest.raises(FormatError, match="damaged payload|packed"):
         for seed in range(200):
             coder.decode([np.random.default_rng(seed).bytes(40)], [Shape(9, 12, True)])
