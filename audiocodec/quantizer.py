@@ -102,7 +102,7 @@ class _Book:
     def __init__(self, entries: Tensor):
         self.entries = entries.contiguous()                                     # (V, D)
         self.array = self.entries.cpu().numpy()
-        minus_half = -_half_power(self.entries).float()[:, 0]
+        minus_half = -(_power(self.entries) / 2).float()[:, 0]
         longest = minus_half.min()
         minus_half[minus_half.eq(0).nonzero()[1:]] = _FAR     # one zero will do; ties are left to chance
         self._order = minus_half.argsort(descending=True, stable=True)
@@ -113,14 +113,14 @@ class _Book:
         self._order_array, self._minus_half_array, self._minus_mean_array = (
             x.cpu().numpy() for x in (self._order, self._minus_half, self._minus_mean))
 
-    def candidates(self, rests: Tensor, rows: int, count: int) -> Tensor:
+    def candidates(self, rests: Tensor, power: Tensor, rows: int, count: int) -> Tensor:
         """Rests (rows M, D), M of each row -> the `count` nearest pairs of rest and entry, (rows, n), sorted.
 
         A pair is numbered rest * V + entry, from its row's first. Found with rests rounded to bytes, which is quick;
-        whoever asks decides between the best ones in full precision.
+        whoever asks decides between the best ones in full precision. power: the rests' squared lengths (rows M, 1).
         """
         num_groups, each = self._minus_half.shape
-        power = _half_power(rests).float()
+        power = (power / 2).float()
         largest = rests.view(rows, -1).abs().amax(1).clamp_min_(_LEAST)
         unit = (largest / LARGEST).repeat_interleave(len(rests) // rows)[:, None]
         products = byte_product((rests / unit).round_(), self._numbers).view(-1, each)
@@ -167,16 +167,19 @@ def _search(vectors: Tensor, plan: Plan) -> Tensor:
     """Vectors (N, D) -> codes (N, K)."""
     rows = len(vectors)
     rests, steps = vectors[:, :0], []   # what the partial codes that are followed leave over, (N M, D), D as coded yet
+    power = vectors.new_zeros(rows, 1)  # their squared lengths
     for book, beam in plan:
         size, dim = book.entries.shape
-        others = vectors[:, rests.shape[1]:dim].repeat_interleave(len(rests) // rows, 0)
-        rests = torch.cat([rests, others], 1) if others.shape[1] else rests
-        pairs = _flat(book.candidates(rests, rows, beam + _SPARE), len(rests) // rows * size)
+        if dim > rests.shape[1]:
+            others = vectors[:, rests.shape[1]:dim].repeat_interleave(len(rests) // rows, 0)
+            rests, power = torch.cat([rests, others], 1), power + _power(others)
+        pairs = _flat(book.candidates(rests, power, rows, beam + _SPARE), len(rests) // rows * size)
         parents, entries = pairs // size, pairs % size
         left = rests.index_select(0, parents).sub_(book.entries.index_select(0, entries))
-        errors = left.square().sum(-1).view(rows, -1)
-        best = _flat(errors.sort(dim=1, stable=True).indices[:, :beam], errors.shape[1])
-        rests = left.index_select(0, best)
+        errors = _power(left)
+        order = errors.view(rows, -1).sort(dim=1, stable=True).indices
+        best = _flat(order[:, :beam], order.shape[1])
+        rests, power = left.index_select(0, best), errors.index_select(0, best)
         steps.append((parents.index_select(0, best), entries.index_select(0, best)))
     at = torch.arange(rows, device=vectors.device) * (len(rests) // rows)       # the best of each row
     codes = []
@@ -205,9 +208,9 @@ def _search_one(vector: np.ndarray, plan: Plan) -> np.ndarray:
     return codes
 
 
-def _half_power(vectors: Tensor) -> Tensor:
-    """Vectors (N, D) -> half of their squared lengths, (N, 1)."""
-    return vectors.square().sum(-1, keepdim=True) / 2
+def _power(vectors: Tensor) -> Tensor:
+    """Vectors (N, D) -> their squared lengths, (N, 1)."""
+    return vectors.square().sum(-1, keepdim=True)
 
 
 def _best(values: Tensor, count: int) -> Tensor:
