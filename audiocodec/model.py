@@ -180,6 +180,8 @@ class Envelope(nn.Module):
         belongs = (place.floor()[:, None] == torch.arange(config.level_bands)).double()
         self.register_buffer("mean", belongs / belongs.sum(0).clamp_min(1), persistent=False)      # (hop, L)
         self.register_buffer("spread", belongs.T.contiguous(), persistent=False)                   # (L, hop)
+        powers = [2.0 ** (LOWEST_LEVEL + level) for level in range(NUM_LEVELS)]    # exp2 might miss them by a last bit
+        self.register_buffer("powers", torch.tensor(powers, dtype=torch.float64), persistent=False)
 
     def levels(self, coefficients: Tensor, frames: int) -> Tensor:
         """MDCT coefficients (B, T, hop) -> levels (B, T, L), whole numbers from 0 to NUM_LEVELS - 1.
@@ -192,7 +194,7 @@ class Envelope(nn.Module):
     def enforce(self, coefficients: Tensor, levels: Tensor, frames: int) -> Tensor:
         """MDCT coefficients (B, T, hop), brought to levels (B, T, L) as far as gains go; -1 leaves a band."""
         levels = levels[:, ::frames]
-        wanted = torch.exp2(levels + LOWEST_LEVEL)
+        wanted = self.powers.to(coefficients.dtype)[levels.clamp(min=0).long()]
         gains = (wanted / self._power(coefficients, frames)).clamp(LEAST_GAIN, 1 / LEAST_GAIN).sqrt()
         changes = torch.where(levels < 0, torch.zeros_like(gains), gains - 1)
         factors = 1 + changes @ self.spread.to(changes.dtype)
