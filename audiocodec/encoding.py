@@ -21,7 +21,7 @@ LIVE_SEGMENT_FRAMES = 16             # the fewest that the format has
 _FILE_OVERHEAD, _SEGMENT_OVERHEAD = 48, 10     # bytes besides payloads, roughly
 _WORTH = 2.5                         # times the books that fit without entropy coding: what may be worth computing,
 _LIKELY = 1.1                        # and what most frames have to do with
-_FOURS_KBPS, _PAIRS_KBPS = 2.5, 9    # of a channel, from which levels of so many frames are worth their bits,
+_FOURS_KBPS, _PAIRS_KBPS = 2.5, 16   # of a channel, from which levels of so many frames are worth their bits,
 _LEVEL_KBPS = 1.5                    # which are this, about, over the frames of a group
 
 
