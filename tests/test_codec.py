@@ -275,7 +275,8 @@ def test_what_cannot_be_encoded_is_refused(samples, rate, options, error, words)
 
 
 @pytest.mark.parametrize("channels, options, frames", [
-    (1, {"kbps": 6}, 4), (1, {"kbps": 12}, 4), (1, {"kbps": 24}, 2), (1, {"kbps": 1.5}, 0), (2, {"kbps": 3}, 0), (2, {"kbps": 6}, 4),
+    (1, {"kbps": 6}, 4), (1, {"kbps": 12}, 4), (1, {"kbps": 24}, 2), (1, {"kbps": 1.5}, 0),
+    (2, {"kbps": 3}, 0), (2, {"kbps": 6}, 4),
     (1, {"kbps": 6, "entropy": False}, 4), (1, {"kbps": 24, "cbr": True}, 2),
     (1, {"kbps": None, "codebooks": 2}, 0), (1, {"kbps": None, "codebooks": 8}, 4)])
 def test_levels_are_told_where_there_are_bits_for_them(speech, channels, options, frames):
@@ -291,7 +292,7 @@ def test_the_treble_comes_back_as_loud_as_it_was(codec):
         wanted, found = (_levels(codec, part, frames) for part in (noise, decode(encode(noise, RATE, **options))[0]))
         assert (found == wanted).mean() > 0.97
     untold = _levels(codec, decode(encode(noise, RATE, None, codebooks=3))[0], 4)
-    assert (untold == _levels(codec, noise, 4)).mean() < 0.5
+    assert (untold == _levels(codec, noise, 4)).mean() < 0.8
 
 
 def _levels(codec, samples, frames):

@@ -155,7 +155,7 @@ def test_live_audio_has_to_be_readable_at_once(tmp_path, request):
 
 # Packets
 
-@pytest.mark.parametrize("wish", [{"codebooks": 4}, {"codebooks": 4, "entropy": False}, {"kbps": 6}])
+@pytest.mark.parametrize("wish", [{"codebooks": 3}, {"codebooks": 3, "entropy": False}, {"kbps": 6}])
 @pytest.mark.parametrize("packet_frames", [1, 3])
 def test_packets_give_the_samples_of_the_file(speech, wish, packet_frames):
     speech = speech[:, 9000:25_000]
@@ -165,7 +165,7 @@ def test_packets_give_the_samples_of_the_file(speech, wish, packet_frames):
     found = received(decoder, data)
     assert found.shape == speech.shape
     if "codebooks" in wish:
-        whole, _ = audiocodec.decode(audiocodec.encode(speech, RATE, codebooks=4))
+        whole, _ = audiocodec.decode(audiocodec.encode(speech, RATE, codebooks=3))     # which tells no levels, either
         assert np.array_equal(found, whole)
     else:
         assert sum(map(len, data)) <= 6 * 125 * (speech.shape[1] / RATE + 0.25)
