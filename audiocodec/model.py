@@ -23,7 +23,7 @@ NORM_FLOOR = 1e-6   # added to mean squares
 LEVELS_FROM = 4500.0   # Hz
 LOWEST_LEVEL = -30  # logarithm to base 2 of a power: -90 dB
 NUM_LEVELS = 40     # steps of 3 dB from there
-LEAST_GAIN = 1e-3   # of power, that brings a band to its level
+LEAST_GAIN = 1e-6   # of power, that brings a band to its level
 _GAIN_STEP = 0.25   # of a gain's natural logarithm, to 1 at the network's output
 
 

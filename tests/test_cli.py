@@ -493,7 +493,7 @@ def test_files_that_cannot_be_decoded(nac, clip):
     flipped[-40] ^= 4
     for data, found in [
             (clip.read_bytes(), "not a .nac file"), (b"", "the file"), (good[:100], "the file ends"),
-            (good[:4] + b"\x02" + good[5:], "version 2"), (bytes(flipped), "segment 0"), (other, "ab" * 6)]:
+            (good[:4] + b"\x03" + good[5:], "version 3"), (bytes(flipped), "segment 0"), (other, "ab" * 6)]:
         bad = clip.with_name("bad.nac")
         bad.write_bytes(data)
         for command in (["decode", bad, "-o", clip.with_name("out.wav")], ["verify", bad]):
