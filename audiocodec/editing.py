@@ -12,7 +12,7 @@ from typing import BinaryIO
 import numpy as np
 
 from audiocodec import container, decoding, loading, payloads, pcm, rate, seek
-from audiocodec.encoding import EncodeResult, Progress, check_kbps, to_bandwidth
+from audiocodec.encoding import EncodeResult, Progress, Wish, check_kbps, to_bandwidth
 from audiocodec.errors import NacError
 from audiocodec.fitting import Count, Fitted, Fitter
 from audiocodec.tokens import Codec
@@ -98,12 +98,15 @@ def _leave_out(output, reader: container.Reader, codec: Codec, held: Iterator[pa
 
 def _fit(output, reader: container.Reader, codec: Codec, held: Iterator[payloads.Unpacked], kbps: float) -> Fitted:
     """Write what the whole decides about."""
-    header = dataclasses.replace(reader.header, bandwidth=to_bandwidth(kbps), has_depths=True)
+    told = Wish(kbps, None, reader.header.entropy_coded).level_frames(codec, reader.header.channels)
+    header = dataclasses.replace(reader.header, bandwidth=to_bandwidth(kbps), has_depths=True,
+                                 level_frames=reader.header.level_frames if told else 0)
     with rate.Spool() as segments:
         for codes, depths, levels in held:
             missing = header.codebooks - codes.shape[1]
             codes = np.pad(codes, ((0, 0), (0, missing), (0, 0)))
-            segments.append(payloads.Unpacked(codes, depths, levels).rows.astype(np.uint16))
+            rows = payloads.Unpacked(codes, depths, levels).rows if told else codes
+            segments.append(rows.astype(np.uint16))
         num_samples = reader.trailer.num_samples
         budget = kbps * 125 * num_samples / header.sample_rate
         fitter = Fitter(codec, header, reader.tags, segments, num_samples, budget)
