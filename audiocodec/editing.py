@@ -102,11 +102,10 @@ def _fit(output, reader: container.Reader, codec: Codec, held: Iterator[payloads
     header = dataclasses.replace(reader.header, bandwidth=to_bandwidth(kbps), has_depths=True,
                                  level_frames=reader.header.level_frames if told else 0)
     with rate.Spool() as segments:
-        for codes, depths, levels in held:
-            missing = header.codebooks - codes.shape[1]
-            codes = np.pad(codes, ((0, 0), (0, missing), (0, 0)))
-            rows = payloads.Unpacked(codes, depths, levels).rows if told else codes
-            segments.append(rows.astype(np.uint16))
+        for segment in held:
+            missing = header.codebooks - segment.codes.shape[1]
+            segment = segment._replace(codes=np.pad(segment.codes, ((0, 0), (0, missing), (0, 0))))
+            segments.append((segment.rows if told else segment.codes).astype(np.uint16))
         num_samples = reader.trailer.num_samples
         budget = kbps * 125 * num_samples / header.sample_rate
         fitter = Fitter(codec, header, reader.tags, segments, num_samples, budget)

@@ -167,11 +167,8 @@ class RangeCoder:
         """The levels that a payload begins with, if this coder tells any."""
         if not (self.level_frames and num_frames):
             return None
-        num_groups = groups(num_frames, self.level_frames)
-        try:
-            return self.levels.decode(num_groups, self.level_frames, lambda counts: decoder.decode(BY_COUNTS, counts))
-        except AssertionError as error:        # constriction's answer to words that no encoder writes
-            raise FormatError(f"a damaged payload ({error})") from None
+        return self.levels.decode(groups(num_frames, self.level_frames), self.level_frames,
+                                  lambda counts: _next([decoder], counts[:, None], np.array([len(counts)]))[:, 0])
 
 
 def groups(num_frames: int, level_frames: int) -> int:

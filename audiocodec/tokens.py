@@ -200,11 +200,10 @@ class StreamDecoder:
         codes = torch.from_numpy(codes).to(device)
         num_books = torch.from_numpy(num_books).to(device).reshape(len(codes), -1).expand(-1, num_frames)
         passes = [slice(at, at + _PASS) for at in range(0, num_frames, _PASS)]
-        if levels is not None:
-            levels = torch.from_numpy(levels).to(device, torch.float64) if levels.size and levels.max() >= 0 else None
-            levels = None if levels is None else levels.transpose(1, 2)
-        pieces = [self._decode(codes[:, :, part], num_books[:, part], None if levels is None else levels[:, part],
-                               level_frames) for part in passes]
+        is_told = levels is not None and (levels >= 0).any()
+        told = torch.from_numpy(levels).to(device, torch.float64).transpose(1, 2) if is_told else None
+        pieces = [self._decode(codes[:, :, part], num_books[:, part], told[:, part] if is_told else None, level_frames)
+                  for part in passes]
         samples = np.concatenate([np.zeros((len(codes), 0), np.float32), *pieces], 1)
         skip = 0 if self._started or not num_frames else self._codec.config.hop
         self._started |= bool(num_frames)

@@ -434,7 +434,7 @@ def with_checksum(data: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("offset", "value", "message"),
     [
-        (5, 0x82, "flags are 0x82; expected the highest bit to be 0"),
+        (5, 0x80, "flags are 0x80"),
         (6, (7_999).to_bytes(4, "little"), "sample rate is 7999; expected 8000 to 192000"),
         (6, (192_001).to_bytes(4, "little"), "sample rate is 192001"),
         (26, 0, "number of codebooks is 0; expected 1 to 32"),
