@@ -97,6 +97,7 @@ def cli():
 @click.option("-k", "--kbps", type=KBPS, help=f"Most kbit/s that a file may take.  [default: {limits.DEFAULT_KBPS:g}]")
 @click.option("--codebooks", type=CODEBOOKS, help="A fixed number of codebooks per channel, instead of -k.")
 @click.option("--cbr", is_flag=True, help="With -k: the same number of codebooks in all frames.")
+@click.option("--best", is_flag=True, help="Search longer for codes: better sound at the same rate, in twice the time.")
 @click.option("--model", metavar="NAME|FILE", default=DEFAULT_MODEL, show_default=True, help="Weights.")
 @click.option("--mono", is_flag=True, help="Mix stereo down to one channel.")
 @click.option("--no-entropy", is_flag=True, help="Pack codes plainly: a larger file, in less time.")
@@ -381,6 +382,7 @@ def train(sources, run, config, valid, minutes, updates, stages, seed, init, res
               help="Rates of nac.")
 @click.option("--codebooks", metavar="N,...", default="", callback=options.counts,
               help="Fixed numbers of codebooks of nac, besides.")
+@click.option("--best", is_flag=True, help="Score nac encode --best, too.")
 @click.option("--peers", metavar="opus:KBPS,... mp3:KBPS,...", multiple=True, callback=options.peers,
               help="Other codecs, by their programs opusenc and lame.")
 @click.option("--model", metavar="NAME|FILE", default=DEFAULT_MODEL, show_default=True, help="Weights.")
@@ -393,7 +395,7 @@ def train(sources, run, config, valid, minutes, updates, stages, seed, init, res
 @click.option("--out", metavar="DIR", type=click.Path(file_okay=False, path_type=Path),
               help="Keep rows, tables, curves and report.html there; the same command again goes on there.")
 @click.option("-j", "--jobs", metavar="N", default=1, show_default=True, type=click.IntRange(1), help="Processes.")
-def evaluate(folder, kbps, codebooks, peers, model, kinds, clips, names, out, jobs):
+def evaluate(folder, kbps, codebooks, best, peers, model, kinds, clips, names, out, jobs):
     """Score nac, and other codecs beside it, on clips of the recordings in FOLDER; print tables."""
     if not (kbps or codebooks or peers):
         raise click.UsageError("No codecs; give --kbps, --codebooks or --peers.")
@@ -404,7 +406,7 @@ def evaluate(folder, kbps, codebooks, peers, model, kinds, clips, names, out, jo
 
     failures = _Failures()
     with failures.caught():
-        codecs = evaluation.choose_codecs(kbps, codebooks, peers, model)
+        codecs = evaluation.choose_codecs(kbps, codebooks, peers, model, best)
         chosen = [clip for kind in kinds for clip in recordings.choose_clips(folder, kind, clips, but=out)]
         if not chosen:
             raise NacError(f"{folder}: no audio of 8 s or more of {' or '.join(kinds)}")

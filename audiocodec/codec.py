@@ -10,6 +10,7 @@ from audiocodec.decoding import DecodeResult
 from audiocodec.encoding import EncodeResult, Progress
 from audiocodec.errors import AudioError, NacError
 from audiocodec.limits import DEFAULT_KBPS, MAX_KBPS, MIN_KBPS
+from audiocodec.quantizer import BEAM, WIDE_BEAM
 from audiocodec.tokens import DEFAULT_MODEL, Codec, StreamDecoder, StreamEncoder
 
 __all__ = ["DEFAULT_KBPS", "DEFAULT_MODEL", "MAX_KBPS", "MIN_KBPS", "Codec", "DecodeResult", "EncodeResult",
@@ -21,13 +22,14 @@ _READ, _READ_PIPE = 1 << 18, 1 << 16  # samples per channel read at once: many a
 # Audio -> .nac
 
 def encode(samples: np.ndarray, sample_rate: int, kbps: float | None = DEFAULT_KBPS, *, codebooks: int | None = None,
-           cbr: bool = False, model: str = DEFAULT_MODEL, entropy: bool = True, device: str = "auto") -> bytes:
+           cbr: bool = False, best: bool = False, model: str = DEFAULT_MODEL, entropy: bool = True,
+           device: str = "auto") -> bytes:
     """Compress samples to the bytes of a .nac file.
 
     samples: float32 (C, N) in [-1, 1], one or two channels. sample_rate: Hz, 8000 to 192000.
     kbps: a ceiling for the whole file, unless a count of codebooks per channel is given instead; a file that cannot
-    meet it has the smallest count. Frames differ in how many codebooks they use, unless cbr is set. model: weights by
-    name or path. entropy: False packs codes plainly.
+    meet it has the smallest count. Frames differ in how many codebooks they use, unless cbr is set. best: search
+    longer for codes that say more in as many bits. model: weights by name or path. entropy: False packs codes plainly.
     device: "auto", "cpu" or "cuda", for the networks.
     Raises AudioError for samples it does not take, NacError for a rate it cannot meet, ModelError.
     """
@@ -39,15 +41,15 @@ def encode(samples: np.ndarray, sample_rate: int, kbps: float | None = DEFAULT_K
     if not np.isfinite(samples).all():
         raise AudioError("samples that are infinite or not numbers")
     target, source = io.BytesIO(), encoding.Source(sample_rate, len(samples), samples.shape[1])
-    wish = encoding.Wish(kbps, codebooks, entropy, not cbr)
+    wish = encoding.Wish(kbps, codebooks, entropy, not cbr, WIDE_BEAM if best else BEAM)
     encoding.encode(loading.load(model, device), [samples], source, target, wish, lambda share: None)
     return target.getvalue()
 
 
 def encode_file(source: Path, target: Path, *, kbps: float | None = DEFAULT_KBPS, codebooks: int | None = None,
-                cbr: bool = False, model: str = DEFAULT_MODEL, mono: bool = False, entropy: bool = True,
-                device: str = "auto", raw: pcm.RawFormat | None = None, tags: container.Tags = (),
-                no_tags: bool = False, live: bool = False, force: bool = False,
+                cbr: bool = False, best: bool = False, model: str = DEFAULT_MODEL, mono: bool = False,
+                entropy: bool = True, device: str = "auto", raw: pcm.RawFormat | None = None,
+                tags: container.Tags = (), no_tags: bool = False, live: bool = False, force: bool = False,
                 progress: Progress | None = None) -> EncodeResult:
     """Compress one audio file to one .nac file, with its tags. Arguments and errors are those of `encode`.
 
@@ -56,7 +58,7 @@ def encode_file(source: Path, target: Path, *, kbps: float | None = DEFAULT_KBPS
     layout of a source without a header. tags: put in place of the source's tags of the same names. no_tags: leave
     the source's tags out. live: take from a pipe what has come, and write short segments, each at once.
     """
-    wish = encoding.Wish(kbps, codebooks, entropy, not cbr)
+    wish = encoding.Wish(kbps, codebooks, entropy, not cbr, WIDE_BEAM if best else BEAM)
     with pcm.open_reader(source, raw, live) as reader, pcm.open_output(target, force) as file:
         total = (reader.num_samples or 0) / reader.sample_rate
         blocks = reader.blocks(_READ_PIPE if pcm.is_pipe(source) else _READ)

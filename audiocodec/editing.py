@@ -15,6 +15,7 @@ from audiocodec import container, decoding, loading, payloads, pcm, rate, seek
 from audiocodec.encoding import EncodeResult, Progress, Wish, check_kbps, to_bandwidth
 from audiocodec.errors import NacError
 from audiocodec.fitting import Count, Fitted, Fitter
+from audiocodec.paths import Codes
 from audiocodec.tokens import Codec
 
 
@@ -108,7 +109,8 @@ def _fit(output, reader: container.Reader, codec: Codec, held: Iterator[payloads
             segments.append((segment.rows if told else segment.codes).astype(np.uint16))
         num_samples = reader.trailer.num_samples
         budget = kbps * 125 * num_samples / header.sample_rate
-        fitter = Fitter(codec, header, reader.tags, segments, num_samples, budget)
+        form = Codes(codec.codebooks[:header.codebooks])
+        fitter = Fitter(codec, form, header, reader.tags, segments, num_samples, budget)
         return fitter.write(output)
 
 

@@ -1,6 +1,6 @@
 """The walk there: audio -> samples -> latents -> codes -> payload -> .nac bytes, with the rate held."""
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,9 @@ from audiocodec.entropy import MAX_FRAMES
 from audiocodec.errors import AudioError, NacError
 from audiocodec.fitting import Count, Fitter
 from audiocodec.limits import MAX_KBPS, MIN_KBPS
+from audiocodec.paths import Paths
 from audiocodec.pricing import Pricing
+from audiocodec.quantizer import BEAM, beams
 from audiocodec.stereo import to_mid_side
 from audiocodec.tokens import Codec, StreamEncoder
 
@@ -61,6 +63,7 @@ class Wish:
     codebooks: int | None
     entropy: bool
     is_varied: bool = True           # whether frames may have other counts than those beside them, below a ceiling
+    beam: int = BEAM                 # of the search for codes
 
     def __post_init__(self):
         if self.codebooks is None:
@@ -74,10 +77,11 @@ class Wish:
         codec.check_books(self.codebooks)
         return self.codebooks
 
-    def likely_books(self, codec: Codec) -> int:
-        """Those of them that most frames will use."""
+    def paths(self, codec: Codec) -> Paths:
+        """What is kept of the search until depths are chosen; less is looked at of books that few frames will use."""
         most = self.most_books(codec)
-        return most if self.codebooks is not None else min(most, self._fitting(codec, _LIKELY))
+        likely = most if self.codebooks is not None else min(most, self._fitting(codec, _LIKELY))
+        return Paths(beams(most, likely, self.beam))
 
     def level_frames(self, codec: Codec, channels: int) -> int:
         """How many frames have levels in common, which are told besides the codes; 0: none are, for want of bits."""
@@ -117,10 +121,9 @@ def encode(codec: Codec, blocks: Iterable[np.ndarray], source: Source, file, wis
     if wish.codebooks is None and not (is_live and wish.is_varied):
         return _fit(codec, analysis, source, file, wish, header)
     if wish.codebooks is not None:
-        coder, books = codec.coder(wish.entropy, header.level_frames), (wish.codebooks,) * source.channels
-        groups = ([codes] for codes in analysis) if is_live else payloads.batches(analysis)
-        segments = (segment for group in groups for segment in payloads.pack(coder, group, books))
-        size = _write(file, header, source.tags, segments, analysis)
+        groups = ([rows] for rows in analysis) if is_live else payloads.batches(analysis)
+        books, pack = (wish.codebooks,) * source.channels, constant_packing(codec, wish, source)
+        size = _write(file, header, source.tags, (segment for group in groups for segment in pack(group)), analysis)
     else:
         segments = Running(codec, wish, source)
         size = _write(file, header, source.tags, segments.pack(analysis), analysis)
@@ -146,16 +149,27 @@ def make_header(codec: Codec, source: Source, wish: Wish, segment_frames: int) -
         has_depths=wish.codebooks is None and wish.is_varied, level_frames=wish.level_frames(codec, source.channels))
 
 
-class Analysis:
-    """Samples, piece by piece -> their rows, uint16 (C, K + L, t), in segments of equal length but for the last.
+Packing = Callable[[Sequence[np.ndarray]], list[container.Segment]]
 
-    Rows of codes, and of levels of bands if these are told. chunk: source samples that are resampled at once.
+
+def constant_packing(codec: Codec, wish: Wish, source: Source) -> Packing:
+    """What makes segments of rows, with the count of books that is wished for in all frames."""
+    coder, paths = codec.coder(wish.entropy, wish.level_frames(codec, source.channels)), wish.paths(codec)
+    books = np.full((source.channels, 1), wish.codebooks)
+    return lambda segments: payloads.pack(coder, [paths.plain(rows, books) for rows in segments], books[:, 0])
+
+
+class Analysis:
+    """Samples, piece by piece -> their rows, uint16 (C, R + L, t), in segments of equal length but for the last.
+
+    Rows of paths, or of codes without, and of levels of bands if these are told. chunk: source samples that are
+    resampled at once.
     """
 
-    def __init__(self, codec: Codec, sample_rate: int, channels: int, wish: Wish, segment_frames: int, chunk: int,
-                 level_frames: int):
+    def __init__(self, codec: Codec, sample_rate: int, channels: int, num_books: int, segment_frames: int, chunk: int,
+                 level_frames: int = 0, paths: Paths | None = None):
         self._resampler = audio.Resampler(sample_rate, codec.config.sample_rate, chunk=chunk)
-        self._encoder = StreamEncoder(codec, channels, wish.most_books(codec), wish.likely_books(codec), level_frames)
+        self._encoder = StreamEncoder(codec, channels, num_books, level_frames, paths)
         self._segment_frames = segment_frames
         self._held: np.ndarray | None = None
         self.num_samples = 0         # per channel, taken so far
@@ -182,12 +196,13 @@ class Analysis:
 
 
 class _Segments:
-    """Iterating gives the rows, uint16 (C, K + L, t), of one segment after another."""
+    """Iterating gives the rows, uint16 (C, R + L, t), of one segment after another."""
 
     def __init__(self, codec: Codec, blocks: Iterable[np.ndarray], source: Source, wish: Wish,
                  segment_frames: int, progress: Callable[[float], None]):
-        self._analysis = Analysis(codec, source.sample_rate, source.channels, wish, segment_frames,
-                                  audio.chunk_for(segment_frames), wish.level_frames(codec, source.channels))
+        self._analysis = Analysis(
+            codec, source.sample_rate, source.channels, wish.most_books(codec), segment_frames,
+            audio.chunk_for(segment_frames), wish.level_frames(codec, source.channels), wish.paths(codec))
         self._blocks, self._source = blocks, source
         self.progress = progress     # hears of the share of the file that is done ...
         self.scale = 1.0             # ... of which this is the analysis
@@ -225,7 +240,7 @@ def _fit(codec: Codec, analysis: _Segments, source: Source, file, wish: Wish, he
         for rows in analysis:
             segments.append(rows)
         budget = wish.kbps * 125 * analysis.num_samples / source.sample_rate
-        fitter = Fitter(codec, header, source.tags, segments, analysis.num_samples, budget,
+        fitter = Fitter(codec, wish.paths(codec), header, source.tags, segments, analysis.num_samples, budget,
                         lambda share: analysis.progress(0.5 + 0.5 * share))
         fitted = fitter.write(file)
     return EncodeResult(fitted.num_bytes, analysis.num_samples / source.sample_rate, fitted.books)
@@ -240,7 +255,7 @@ class Running:
     def __init__(self, codec: Codec, wish: Wish, source: Source):
         self._codec, self._wish, self._channels = codec, wish, source.channels
         self._coder = codec.coder(wish.entropy, wish.level_frames(codec, source.channels))
-        self._codebooks = codec.codebooks[:wish.most_books(codec)]
+        self._paths = wish.paths(codec)
         self._seconds_per_frame = codec.config.hop / codec.config.sample_rate
         tags = sum(len(f"{name}={text}".encode()) + 3 for name, text in source.tags)
         self._size = _FILE_OVERHEAD + 8 + (tags + 8 if tags else 0)
@@ -249,7 +264,7 @@ class Running:
         self.count = Count(self._channels)
 
     def pack(self, segments: Iterable[np.ndarray]) -> Iterator[container.Segment]:
-        """Rows (C, K + L, t) of each segment -> segments."""
+        """Rows (C, R + L, t) of each segment -> segments."""
         for rows in segments:
             self._seconds += rows.shape[2] * self._seconds_per_frame
             segment = self._pack(rows, max(0.0, self._seconds) * self._wish.kbps * 125 - self._size)
@@ -258,11 +273,11 @@ class Running:
 
     def _pack(self, rows: np.ndarray, budget: float) -> container.Segment:
         overhead = _SEGMENT_OVERHEAD + 4 * self._channels
-        pricing = Pricing(self._codebooks, [rows], self._ratio)
+        pricing = Pricing(self._paths, [rows], self._ratio)
 
         def code(price: float) -> tuple[list[container.Segment], int, int]:
             depths = pricing.depths(rows, price)
-            made = payloads.pack_depths(self._coder, [rows], [depths], True)
+            made = payloads.pack_depths(self._coder, [self._paths.plain(rows, depths)], [depths], True)
             size = sum(map(len, made[0].payloads))
             return (made, depths), size, 8 * size
 

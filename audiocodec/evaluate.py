@@ -66,9 +66,14 @@ def choose_metrics(wanted: list[str] | None, kinds: set[str], hint: Callable[[st
     return names
 
 
-def choose_codecs(kbps: list[float], codebooks: list[int], others: list[tuple[str, float]], model: str) -> list[Codec]:
-    """nac at every rate and count of codebooks, then its peers. Raises NacError, and ModelError."""
-    return ([peers.nac(rate, model) for rate in kbps] + [peers.nac_books(count, model) for count in codebooks]
+def choose_codecs(kbps: list[float], codebooks: list[int], others: list[tuple[str, float]], model: str,
+                  best: bool = False) -> list[Codec]:
+    """nac at every rate and count of codebooks, then its peers. Raises NacError, and ModelError.
+
+    best: besides, nac with a longer search at every rate.
+    """
+    return ([peers.nac(rate, model) for rate in kbps] + [peers.nac(rate, model, best=True) for rate in kbps if best]
+            + [peers.nac_books(count, model) for count in codebooks]
             + [peers.PEERS[name](rate) for name, rate in others])
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from audiocodec import container, payloads, rate
 from audiocodec.depths import MAX_DEPTH
+from audiocodec.paths import Codes, Paths
 from audiocodec.pricing import Pricing
 from audiocodec.rangecoder import LEVEL_BITS
 from audiocodec.tokens import Codec
@@ -50,10 +51,11 @@ class Fitted:
 class Fitter:
     """Writes codes to a file of `num_samples` that takes at most `budget` bytes, or the least that is possible.
 
-    segments: the rows, in order. progress: hears of the share that is done.
+    segments: the rows, in order, of a form. progress: hears of the share that is done.
     """
 
     codec: Codec
+    form: Paths | Codes
     header: container.Header
     tags: container.Tags
     segments: rate.Spool
@@ -72,12 +74,19 @@ class Fitter:
         return Fitted(len(draft), draft.books)
 
     def _rungs(self) -> list[Books]:
-        books = self.header.codebooks
-        return rate.ladder(sum(added_energy(self.codec, rows[:, :books]) for rows in self.segments))
+        return rate.ladder(sum(added_energy(self.codec, self._codes(rows)) for rows in self.segments))
+
+    def _codes(self, rows: np.ndarray) -> np.ndarray:
+        """Of all books, (C, K, t)."""
+        return self._plain(rows, (self.header.codebooks,) * self.header.channels)[:, :self.header.codebooks]
+
+    def _plain(self, rows: np.ndarray, books: Books) -> np.ndarray:
+        """With so many books of each channel in all frames."""
+        return self.form.plain(rows, np.array(books)[:, None])
 
     def _write_constant(self, file) -> Fitted:
         """The most books that fit, the same in all segments."""
-        bits = rate.costs(self._model, self.segments, self.header.codebooks)
+        bits = rate.costs(self._model, self.segments, self._codes, self.header.codebooks)
         overhead = self._overhead(0) + self._level_bits() / 8
         books, draft = rate.largest(self._draft, self._rungs(), bits, overhead, self.budget)
         draft.copy_to(file)
@@ -88,7 +97,7 @@ class Fitter:
         writer = self._writer(draft.file, max(books))
         for at in range(0, len(self.segments), payloads.BATCH):
             batch = self.segments[at:at + payloads.BATCH]
-            for segment in payloads.pack(self._coder, batch, books):
+            for segment in payloads.pack(self._coder, [self._plain(rows, books) for rows in batch], books):
                 writer.write(segment)
             self.progress((at + len(batch)) / len(self.segments))
         writer.close(self.num_samples)
@@ -100,7 +109,7 @@ class Fitter:
         Segments are coded once, in batches: what a batch takes more or less than was estimated, those after it make
         up for. Only some of the last ones are coded again until the file fits.
         """
-        pricing = Pricing(self.codec.codebooks[:self.header.codebooks], self.segments)
+        pricing = Pricing(self.form, self.segments)
         writer = self._writer(file, min(self.header.codebooks, MAX_DEPTH))
         count = Count(self.header.channels)
         last = max(0, len(self.segments) - payloads.BATCH // 2) // payloads.BATCH * payloads.BATCH
@@ -158,7 +167,7 @@ class Fitter:
         """Some of the segments, coded at a price, and the depths of their frames."""
         segments = self.segments[which]
         depths = [pricing.depths(rows, price) for rows in segments]
-        return payloads.pack_depths(self._coder, segments, depths, True), depths
+        return payloads.pack_depths(self._coder, list(map(self.form.plain, segments, depths)), depths, True), depths
 
     def _level_bits(self) -> float:
         """What the levels of all segments take."""

@@ -5,7 +5,7 @@ to fine, every group but the first between two that are known, as far as the seg
 level is from the mean of these two, by a table for how far the two are apart, how near in time, and what the band below
 did.
 """
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -46,20 +46,22 @@ class LevelModel:
         contexts, symbols = coded(levels, frames)
         return float(np.log2(TOTAL / (self._counts[contexts, symbols] + 1)).sum())
 
-    def decode(self, num_groups: int, frames: int, take) -> np.ndarray:
-        """Levels int64 (L, P) of groups of so many frames. Raises FormatError.
+    def decode(self, sequences: int, num_groups: int, frames: int,
+               take: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """Levels int64 (S, L, P) of sequences of equally many groups of so many frames. Raises FormatError.
 
-        take: counts float32 (n, symbols) -> the next n symbols.
+        take: counts float32 (S, n, symbols) -> the next n symbols of each sequence (S, n).
         """
         counts = self._counts[_of_frames(frames, self.num_bands):]
-        levels = np.zeros((self.num_bands, num_groups), np.int64)
-        levels[:, 0] = np.cumsum(take(counts[_first_contexts(self.num_bands)]) - (NUM_LEVELS - 1))
+        levels = np.zeros((sequences, self.num_bands, num_groups), np.int64)
+        first = counts[_first_contexts(self.num_bands)]
+        levels[:, :, 0] = np.cumsum(take(np.repeat(first[None], sequences, 0)) - (NUM_LEVELS - 1), 1)
         for step in _steps(num_groups):
             places, below = step[1], None
-            for band in levels:
+            for band in levels.swapaxes(0, 1):
                 contexts, expected = _expectation(band, step, below)
                 below = take(counts[contexts]) - (NUM_LEVELS - 1)
-                band[places] = expected + below
+                band[:, places] = expected + below
         if levels.min() < 0 or levels.max() >= NUM_LEVELS:
             raise FormatError("a damaged payload (a level that does not exist)")
         return levels
@@ -114,11 +116,12 @@ def _first_contexts(num_bands: int) -> np.ndarray:
 def _expectation(band: np.ndarray, step: Step, below: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """The contexts of a step's levels, and what these are expected to be.
 
-    band: levels (P,), of which those left and right are known. below: what the band below differed by (n,), if any.
+    band: levels (..., P), of which those left and right are known. below: what the band below differed by (..., n), if
+    there is one.
     """
     stride, _, left, right = step
-    left, has_right = band[left], right != _NONE
-    right = np.where(has_right, band[right], left)
+    left, has_right = band[..., left], right != _NONE
+    right = np.where(has_right, band[..., right], left)
     spread = np.where(has_right, np.minimum(np.abs(right - left), _SPREADS - 2), _SPREADS - 1)
     change = _CHANGES - 1 if below is None else below.clip(-_MOST_CHANGE, _MOST_CHANGE) + _MOST_CHANGE
     contexts = ((stride * _SPREADS + spread) * _CHANGES + change) * 2 + (left + right) % 2

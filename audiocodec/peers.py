@@ -32,10 +32,10 @@ class Codec:
     identity: str = ""  # weights, or version of the program: what scores remain valid for
 
 
-def nac(kbps: float, model: str) -> Codec:
+def nac(kbps: float, model: str, best: bool = False) -> Codec:
     """nac itself, at a ceiling in kbps, with weights given by name or path. Raises ModelError."""
-    return Codec(f"nac {kbps:g}", partial(_nac_encode, model, kbps=kbps), partial(_nac_decode, model),
-                 _nac_identity(model))
+    return Codec(f"nac{'-best' * best} {kbps:g}", partial(_nac_encode, model, kbps=kbps, best=best),
+                 partial(_nac_decode, model), _nac_identity(model))
 
 
 def nac_books(codebooks: int, model: str) -> Codec:

@@ -5,7 +5,8 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from audiocodec.depths import MAX_DEPTH, choose_depths, norms_left
+from audiocodec.depths import MAX_DEPTH, choose_depths
+from audiocodec.paths import Codes, Paths
 
 _LOWEST, _HIGHEST = 1e-3, 1e3     # price
 _STEPS = 15                       # of the search for a price: to 0.05 %
@@ -23,21 +24,18 @@ Made = TypeVar("Made")
 class Pricing:
     """Guesses what segments take at a price before they are coded, and learns from what they took."""
 
-    def __init__(self, codebooks: Sequence[np.ndarray], segments: Sequence[np.ndarray], ratio: float = 1.0):
-        """codebooks: (V, D) of each of K books. segments: codes (C, K, t) of each, or rows that begin with them.
-
-        ratio: of true bits to the first guess.
-        """
-        self._codebooks, self.ratio = codebooks, ratio
+    def __init__(self, form: Paths | Codes, segments: Sequence[np.ndarray], ratio: float = 1.0):
+        """form: of the rows (C, R, t) of each segment. ratio: of true bits to the first guess."""
+        self._form, self.ratio = form, ratio
         self._taken = np.zeros(2)    # in truth, and by the first guess
-        self._stride = 1 + sum(codes.shape[2] for codes in segments) // _FRAMES
-        norms = [norms_left(codes[:, :, ::self._stride], codebooks) for codes in segments]
+        self._stride = 1 + sum(rows.shape[2] for rows in segments) // _FRAMES
+        norms = [form.norms(rows[:, :, ::self._stride]) for rows in segments]
         self._starts = np.cumsum([0] + [part.shape[2] for part in norms])
         self._norms = torch.from_numpy(np.concatenate(norms, 2))
 
-    def depths(self, codes: np.ndarray, price: float) -> np.ndarray:
-        """Codes (C, K, t) -> the books that their frames use at a price, int64 (C, t)."""
-        return _depths(torch.from_numpy(norms_left(codes, self._codebooks)), price).numpy()
+    def depths(self, rows: np.ndarray, price: float) -> np.ndarray:
+        """Rows (C, R, t) -> the books that their frames use at a price, int64 (C, t)."""
+        return _depths(torch.from_numpy(self._form.norms(rows)), price).numpy()
 
     def bits(self, price: float, first: int, end: int | None = None) -> float:
         """About what the segments from `first` to before `end` take."""

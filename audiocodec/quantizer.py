@@ -5,21 +5,23 @@ Each stage quantizes what the stages before it left over; a decoder may stop aft
 stays silent at every rate and no stage can make things worse.
 """
 import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from audiocodec.model import ModelConfig
+from audiocodec.paths import Paths
 from audiocodec.threads import mapped
 from audiocodec.whole import LARGEST, byte_product, byte_product_of_few, prepared
 
-_BEAM = 4                # partial codes that are followed at once, at most
+BEAM, WIDE_BEAM = 4, 16  # sums that are followed at once, at most; and where time matters less
 _SPARE = 2               # candidates beyond the beam, with which rounding may have swapped the last ones
 _FAR = -1e30             # closeness of an entry that is not to be found
 _LEAST = 1e-12           # taken for the largest number of a silent rest
 _GROUP = 32              # entries that are looked at together at first
-_FRAMES = 512            # searched together: with fewer, books are read more often and threads wait for each other
+_TOGETHER = 2048         # sums followed: with fewer, books are read more often and threads wait for each other
 _FEW = 8                 # up to so many are searched one by one in numpy: calls of torch would take longer
 
 
@@ -49,24 +51,40 @@ class ResidualQuantizer(nn.Module):
             return [book.entries for book in self._books]
         return [book[:, :dim] for book, dim in zip(self.codebooks, self.dims)]
 
-    def encode(self, latents: Tensor, num_books: int, likely: int | None = None) -> Tensor:
+    def encode(self, latents: Tensor, num_books: int, beam: int = BEAM) -> Tensor:
         """Latents (B, D, T) -> codes (B, K, T): of each frame, a sum of entries that comes near.
 
         A beam search: the nearest entry of each book in turn would be the nearest sum only by luck. The first books
         of the codes are good codes themselves. Entries are compared in the precision of the latents.
-        likely: how many of the books most frames will use (None: all); the beam narrows after these.
         """
         batch, _, frames = latents.shape
-        books = (self._books or [_Book(entries) for entries in self.entries()[:num_books]])[:num_books]
-        plan = list(zip(books, _beams(num_books, num_books if likely is None else likely)))
-        rows = latents.transpose(1, 2).flatten(0, 1)
-        if len(rows) <= _FEW and not rows.is_cuda:
-            codes = torch.from_numpy(np.array([_search_one(row, plan) for row in rows.numpy()]).reshape(-1, num_books))
-            return codes.reshape(batch, frames, num_books).transpose(1, 2)
-        threads = 1 if rows.is_cuda else torch.get_num_threads()
-        parts = rows.tensor_split(max(1, -(-len(rows) // (threads * _FRAMES)) * threads))     # equally many for each
-        codes = torch.cat(mapped(lambda part: _search(part, plan), parts, threads))
+        rows, plan = latents.transpose(1, 2).flatten(0, 1), self._plan([beam] * num_books)
+        if _are_few(rows):
+            codes = torch.from_numpy(np.array([_last_one(_search_one(row, plan)) for row in rows.numpy()]))
+        else:
+            codes = torch.cat(_in_parts(lambda part: _last(_search(part, plan)), rows, beam))
         return codes.reshape(batch, frames, num_books).transpose(1, 2)
+
+    def follow(self, latents: Tensor, paths: Paths) -> np.ndarray:
+        """Latents (B, D, T) -> all sums that a search with the beams of `paths` followed: uint16 (B, R, T)."""
+        batch, _, frames = latents.shape
+        rows, plan = latents.transpose(1, 2).flatten(0, 1), self._plan(paths.beams)
+
+        def followed(part: Tensor) -> np.ndarray:
+            steps = [[found.cpu().numpy() for found in step] for step in _search(part, plan)]
+            return _packed(paths, part.cpu().numpy(), steps, self.dims)
+
+        if _are_few(rows):
+            found = [_packed(paths, row[None], [[found[None] for found in step] for step in _search_one(row, plan)],
+                             self.dims) for row in rows.numpy()]
+        else:
+            found = _in_parts(followed, rows, max(paths.beams))
+        empty = np.zeros((0, paths.num_rows), np.uint16)
+        return np.concatenate([empty, *found]).reshape(batch, frames, paths.num_rows).swapaxes(1, 2)
+
+    def _plan(self, widths: Sequence[int]) -> "Plan":
+        books = (self._books or [_Book(entries) for entries in self.entries()[:len(widths)]])[:len(widths)]
+        return list(zip(books, widths))
 
     def decode(self, codes: Tensor) -> Tensor:
         """Codes (B, K, T) -> latents (B, D, T), the sum of the chosen entries."""
@@ -154,43 +172,61 @@ class _Book:
         return np.sort(rest * len(self._order_array) + self._order_array[group * each + inside % each])
 
 
-Plan = list[tuple[_Book, int]]     # each book, and how many partial codes are followed up to it
+Plan = list[tuple[_Book, int]]     # each book, and how many sums are followed after it
+Step = tuple[Tensor, Tensor, Tensor]    # the sums (N, M) after a book: which one before each began as, entry, error
 
 
-def _beams(num_books: int, likely: int) -> list[int]:
-    """How many partial codes to follow up to each book: fewer after those that are likely, one at the very end."""
+def beams(num_books: int, likely: int, most: int = BEAM) -> list[int]:
+    """How many sums to follow after each book: fewer after those that are likely to be used, one at the very end."""
     some = (num_books - likely) * 3 // 4
-    return [_BEAM] * likely + [_BEAM // 2] * some + [1] * (num_books - likely - some)
+    return [most] * likely + [most // 2] * some + [1] * (num_books - likely - some)
 
 
-def _search(vectors: Tensor, plan: Plan) -> Tensor:
-    """Vectors (N, D) -> codes (N, K)."""
+def _are_few(rows: Tensor) -> bool:
+    return len(rows) <= _FEW and not rows.is_cuda
+
+
+def _in_parts(search: Callable, rows: Tensor, beam: int) -> list:
+    """What a search finds for parts of vectors (N, D), one after another."""
+    threads = 1 if rows.is_cuda else torch.get_num_threads()
+    count = max(1, -(-len(rows) * beam // (threads * _TOGETHER)) * threads)         # equally many for each thread
+    return mapped(search, rows.tensor_split(count), threads)
+
+
+def _search(vectors: Tensor, plan: Plan) -> list[Step]:
+    """Follow the sums that come nearest to vectors (N, D), the nearest ones first."""
     rows = len(vectors)
-    rests, steps = vectors[:, :0], []   # what the partial codes that are followed leave over, (N M, D), D as coded yet
+    rests, steps = vectors[:, :0], []   # what the sums that are followed leave over, (N M, D), D as coded yet
     power = vectors.new_zeros(rows, 1)  # their squared lengths
     for book, beam in plan:
         size, dim = book.entries.shape
         if dim > rests.shape[1]:
             others = vectors[:, rests.shape[1]:dim].repeat_interleave(len(rests) // rows, 0)
             rests, power = torch.cat([rests, others], 1), power + _power(others)
-        pairs = _flat(book.candidates(rests, power, rows, beam + _SPARE), len(rests) // rows * size)
+        before = len(rests) // rows
+        pairs = _flat(book.candidates(rests, power, rows, beam + _SPARE), before * size)
         parents, entries = pairs // size, pairs % size
         left = rests.index_select(0, parents).sub_(book.entries.index_select(0, entries))
         errors = _power(left)
         order = errors.view(rows, -1).sort(dim=1, stable=True).indices
         best = _flat(order[:, :beam], order.shape[1])
         rests, power = left.index_select(0, best), errors.index_select(0, best)
-        steps.append((parents.index_select(0, best), entries.index_select(0, best)))
-    at = torch.arange(rows, device=vectors.device) * (len(rests) // rows)       # the best of each row
-    codes = []
-    for parents, entries in reversed(steps):
-        codes.append(entries[at])
-        at = parents[at]
-    return torch.stack(codes[::-1], 1)
+        step = parents.index_select(0, best) % before, entries.index_select(0, best), power
+        steps.append(tuple(found.view(rows, -1) for found in step))
+    return steps
 
 
-def _search_one(vector: np.ndarray, plan: Plan) -> np.ndarray:
-    """What _search does, for one vector (D,) -> codes (K,)."""
+def _last(steps: list[Step]) -> Tensor:
+    """The codes of the nearest sums, (N, K)."""
+    at, codes = torch.zeros_like(steps[0][0][:, :1]), []
+    for parents, entries, _ in reversed(steps):
+        codes.append(entries.gather(1, at))
+        at = parents.gather(1, at)
+    return torch.cat(codes[::-1], 1)
+
+
+def _search_one(vector: np.ndarray, plan: Plan) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """What _search does, for one vector (D,): steps of (M,)."""
     rests, steps = vector[None], []
     for book, beam in plan:
         size, dim = book.array.shape
@@ -198,14 +234,27 @@ def _search_one(vector: np.ndarray, plan: Plan) -> np.ndarray:
         left = rests[parents]
         coded = left[:, :dim]
         coded -= book.array[entries]
-        best = np.einsum("md,md->m", coded, coded).argsort(kind="stable")[:beam]
+        errors = np.einsum("md,md->m", coded, coded)
+        best = errors.argsort(kind="stable")[:beam]
         rests = left[best]
-        steps.append((parents[best], entries[best]))
-    at, codes = 0, np.empty(len(plan), np.int64)
-    for k in range(len(plan) - 1, -1, -1):
-        parents, entries = steps[k]
+        steps.append((parents[best], entries[best], errors[best]))
+    return steps
+
+
+def _last_one(steps: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> np.ndarray:
+    """What _last does, (K,)."""
+    at, codes = 0, np.empty(len(steps), np.int64)
+    for k in range(len(steps) - 1, -1, -1):
+        parents, entries, _ = steps[k]
         codes[k], at = entries[at], parents[at]
     return codes
+
+
+def _packed(paths: Paths, vectors: np.ndarray, steps: list, dims: list[int]) -> np.ndarray:
+    """Vectors (N, D), steps for them, the latents that each book codes -> rows of `paths`, (N, R)."""
+    beyond = {dim: np.square(vectors[:, dim:]).sum(1) for dim in {0, *dims}}
+    energies = [beyond[0]] + [errors[:, 0] + beyond[dim] for (_, _, errors), dim in zip(steps, dims)]
+    return paths.pack([step[:2] for step in steps], np.sqrt(np.stack(energies, 1)))
 
 
 def _power(vectors: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ entropy coding with asymmetric numeral systems", 2022 (the constriction library)
 """
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import constriction
@@ -127,7 +128,7 @@ class RangeCoder:
         places = np.full((len(shapes), num_books.max(), num_frames.max()), ABSENT)
         depths = np.zeros((len(shapes), num_frames.max()), np.int64)
         decoders = [RangeDecoder(words(payload)) for payload in payloads]
-        levels = [self._levels(decoder, frames) for decoder, frames in zip(decoders, num_frames.tolist())]
+        levels = self._levels(decoders, num_frames.tolist())
         spare = RangeDecoder(words(b""))       # for what a sequence lacks
         state = self.model.start(len(shapes))
         last, last_told = np.full(places.shape[:2], ABSENT), np.full(len(shapes), UNTOLD)
@@ -163,12 +164,16 @@ class RangeCoder:
         return [Frames(found[:books, :frames], depth[:frames], told, told_levels)
                 for found, depth, told_levels, (books, frames, told) in zip(codes, depths, levels, shapes)]
 
-    def _levels(self, decoder: RangeDecoder, num_frames: int) -> np.ndarray | None:
-        """The levels that a payload begins with, if this coder tells any."""
-        if not (self.level_frames and num_frames):
-            return None
-        return self.levels.decode(groups(num_frames, self.level_frames), self.level_frames,
-                                  lambda counts: _next([decoder], counts[:, None], np.array([len(counts)]))[:, 0])
+    def _levels(self, decoders: list[RangeDecoder], num_frames: list[int]) -> list[np.ndarray | None]:
+        """The levels that payloads begin with, if this coder tells any; those of equal lengths are decoded together."""
+        levels: list[np.ndarray | None] = [None] * len(decoders)
+        for length in set(num_frames) - {0} if self.level_frames else ():
+            here = [i for i, frames in enumerate(num_frames) if frames == length]
+            take = partial(_next_of_each, [decoders[i] for i in here])
+            found = self.levels.decode(len(here), groups(length, self.level_frames), self.level_frames, take)
+            for i, of_one in zip(here, found):
+                levels[i] = of_one
+        return levels
 
 
 def groups(num_frames: int, level_frames: int) -> int:
@@ -251,6 +256,11 @@ def _next(decoders: list[RangeDecoder], counts: np.ndarray, sizes: np.ndarray) -
         return found
     except AssertionError as error:            # constriction's answer to words that no encoder writes
         raise FormatError(f"a damaged payload ({error})") from None
+
+
+def _next_of_each(decoders: list[RangeDecoder], counts: np.ndarray) -> np.ndarray:
+    """Decode G symbols from each decoder, by its counts (S, G, V) -> (S, G)."""
+    return _next(decoders, counts.swapaxes(0, 1), np.full(len(decoders), counts.shape[1])).T
 
 
 def words(payload: bytes) -> np.ndarray:

@@ -71,16 +71,17 @@ class Spool:
         return np.frombuffer(self._file.read(2 * int(np.prod(shape))), np.uint16).reshape(shape)
 
 
-def costs(model: EntropyModel | None, segments: Sequence[np.ndarray], books: int) -> np.ndarray:
+def costs(model: EntropyModel | None, segments: Sequence[np.ndarray], codes: Callable[[np.ndarray], np.ndarray],
+          books: int) -> np.ndarray:
     """The bits that all segments' codes take, for each channel and book, (C, K); some are looked at, not all.
 
-    model: None for codes that are not entropy-coded. segments: rows (C, K + L, T). books: K.
+    model: None for codes that are not entropy-coded. codes: of a segment, (C, K, T). books: K.
     """
     channels = len(segments[0])
     if model is None:
         return np.full((channels, books), 10.0 * sum(segment.shape[2] for segment in segments))
     chosen = [segments[at] for at in np.unique(np.linspace(0, len(segments) - 1, _SAMPLE).astype(int))]
-    bits = sum(model.cost(segment[:, :books].astype(np.int64)) for segment in chosen)
+    bits = sum(model.cost(codes(segment).astype(np.int64)) for segment in chosen)
     return bits * sum(segment.shape[2] for segment in segments) / sum(segment.shape[2] for segment in chosen)
 
 

@@ -2,14 +2,13 @@
 
 docs/streaming.md says what a packet looks like, what it costs, and how it sounds when some are missing.
 """
-import functools
 import io
 from collections.abc import Iterator
 
 import numpy as np
 
-from audiocodec import audio, container, decoding, loading, packets, payloads
-from audiocodec.encoding import Analysis, Running, Source, Wish, make_header, suitable_frames
+from audiocodec import audio, container, decoding, loading, packets
+from audiocodec.encoding import Analysis, Running, Source, Wish, constant_packing, make_header, suitable_frames
 from audiocodec.entropy import MAX_FRAMES
 from audiocodec.errors import AudioError, NacError
 from audiocodec.limits import DEFAULT_KBPS
@@ -49,8 +48,9 @@ class StreamEncoder:
         else:
             frames, chunk = segment_frames, audio.chunk_for(segment_frames)
             self._start_writing = lambda: _FileWriter(codec, source, wish, segment_frames)
-        level_frames = 0 if packet_frames else wish.level_frames(codec, channels)
-        self._start_analysis = lambda: Analysis(codec, sample_rate, channels, wish, frames, chunk, level_frames)
+        told = () if packet_frames else (wish.level_frames(codec, channels), wish.paths(codec))
+        books = wish.most_books(codec)
+        self._start_analysis = lambda: Analysis(codec, sample_rate, channels, books, frames, chunk, *told)
         self.sample_rate, self.channels = sample_rate, channels
         self.reset()
 
@@ -145,9 +145,7 @@ class _FileWriter:
         if wish.codebooks is None:
             self._packed = Running(codec, wish, source).pack
         else:
-            coder = codec.coder(wish.entropy, wish.level_frames(codec, source.channels))
-            books = (wish.codebooks,) * source.channels
-            self._packed = functools.partial(payloads.pack, coder, books=books)
+            self._packed = constant_packing(codec, wish, source)
 
     def push(self, segments: list[np.ndarray]) -> bytes:
         for segment in self._packed(segments):

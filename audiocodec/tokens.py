@@ -10,6 +10,7 @@ from audiocodec.entropy import BOOK_SIZE, EntropyConfig, EntropyModel
 from audiocodec.errors import FormatError, ModelError, NacError
 from audiocodec.levels import LevelModel
 from audiocodec.model import Decoder, Encoder, ModelConfig
+from audiocodec.paths import Paths
 from audiocodec.quantizer import ResidualQuantizer
 from audiocodec.whole import WholeLinear
 
@@ -138,19 +139,20 @@ class StreamEncoder:
     Rows of codes (B, K, t) are followed by rows of levels, (B, K + L, t), which are the same in groups of frames.
     """
 
-    def __init__(self, codec: Codec, batch: int, num_books: int, likely_books: int | None = None,
-                 level_frames: int = 0):
-        """likely_books: as ResidualQuantizer.encode has it. level_frames: of a group; 0: no levels are told."""
-        self._codec, self._num_books, self._likely_books = codec, num_books, likely_books
-        self._level_frames = level_frames
+    def __init__(self, codec: Codec, batch: int, num_books: int, level_frames: int = 0, paths: Paths | None = None):
+        """level_frames: of a group; 0: no levels are told. paths: in place of codes, rows have these."""
+        self._codec, self._num_books, self._level_frames, self._paths = codec, num_books, level_frames, paths
         self._waiting = np.zeros((batch, 0), np.float32)
         self._state = codec.encoder.start(torch.zeros(batch, 1, dtype=torch.float64, device=codec.device))
-        num_rows = num_books + codec.config.level_bands * bool(level_frames)
-        self._empty = np.zeros((batch, num_rows, 0), np.int64)
+        num_rows = (paths.num_rows if paths else num_books) + codec.config.level_bands * bool(level_frames)
+        self._empty = np.zeros((batch, num_rows, 0), np.uint16 if paths else np.int64)
         self._has_input = False
 
     def push(self, samples: np.ndarray) -> np.ndarray:
-        """Samples float32 (B, n) -> rows int64 (B, K, t) of the frames, or groups of frames, that they complete."""
+        """Samples float32 (B, n) -> rows int64 (B, K, t) of the frames, or groups of frames, that they complete.
+
+        Of paths they are uint16.
+        """
         self._has_input |= bool(samples.shape[1])
         return self._push(samples, max(1, self._level_frames))
 
@@ -175,10 +177,14 @@ class StreamEncoder:
     def _encode(self, blocks: np.ndarray) -> np.ndarray:
         blocks = torch.from_numpy(blocks.astype(np.float64)).to(self._codec.device)
         latents, levels, self._state = self._codec.encode_blocks(blocks, self._state, self._level_frames)
-        codes = self._codec.quantizer.encode(latents.transpose(1, 2), self._num_books, self._likely_books)
+        latents = latents.transpose(1, 2)
+        if self._paths:
+            rows = self._codec.quantizer.follow(latents, self._paths)
+        else:
+            rows = self._codec.quantizer.encode(latents, self._num_books).cpu().numpy()
         if levels is not None:
-            codes = torch.cat([codes, levels.transpose(1, 2).to(codes)], 1)
-        return codes.cpu().numpy()
+            rows = np.concatenate([rows, levels.transpose(1, 2).cpu().numpy().astype(rows.dtype)], 1)
+        return rows
 
 
 class StreamDecoder:

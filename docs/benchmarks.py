@@ -18,8 +18,8 @@ HERE = Path(__file__).parent
 PAGE = HERE / "benchmarks.md"
 NAC = [sys.executable, "-m", "audiocodec"]
 BENCH = "--seconds 1,10,60 -k 1.5,6,24 --repeats 3 --compare encodec"
-EVAL = "--kinds speech,music --peers opus:6,8,10,12,16"
-CODECS = 10  # that EVAL has
+EVAL = "--kinds speech,music --best --peers opus:6,8,10,12,16"
+CODECS = 15  # that EVAL has
 SECONDS_A_SCORE = 2.5  # of one core, for a clip and a codec
 BENCH_MINUTES = 10
 

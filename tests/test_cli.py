@@ -79,7 +79,7 @@ def test_help_does_not_load_torch():
 
 
 def test_encode_passes_options_on(nac, calls, tmp_path):
-    options = ["-k", 12, "--mono", "--no-entropy", "--device", "cpu", "-f"]
+    options = ["-k", 12, "--best", "--mono", "--no-entropy", "--device", "cpu", "-f"]
     status, out, err = nac("encode", tmp_path / "a b.wav", *options)
     assert (status, out) == (0, "")
     assert err.startswith(f"{tmp_path / 'a b.nac'}: 1,500 bytes, 6.00 kbps, 8 codebooks, 2.00 s, ")
@@ -87,7 +87,7 @@ def test_encode_passes_options_on(nac, calls, tmp_path):
     (source, target, options), = calls
     assert (source, target) == (tmp_path / "a b.wav", tmp_path / "a b.nac")
     del options["progress"]
-    assert options == {"kbps": 12, "codebooks": None, "cbr": False, "model": "nac-24k", "mono": True,
+    assert options == {"kbps": 12, "codebooks": None, "cbr": False, "best": True, "model": "nac-24k", "mono": True,
                        "entropy": False, "device": "cpu", "force": True, "raw": None, "tags": (), "no_tags": False,
                        "live": False}
 

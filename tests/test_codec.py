@@ -87,7 +87,7 @@ def _unpacked(data):
 
 @pytest.mark.parametrize("entropy", [True, False])
 def test_frames_differ_and_decode_as_their_depths_say(codec, speech, entropy):
-    mid_side = np.concatenate([speech, 0.05 * speech[:, ::-1]])
+    mid_side = np.concatenate([speech, 0.03 * speech[:, ::-1]])
     samples = np.concatenate([mid_side.sum(0, keepdims=True), mid_side[:1] - mid_side[1:]])
     data = encode(samples, RATE, 9, entropy=entropy)
     found, depths, levels = _unpacked(data)
@@ -95,11 +95,11 @@ def test_frames_differ_and_decode_as_their_depths_say(codec, speech, entropy):
     assert depths[0].mean() > 1.5 * depths[1].mean()            # the louder channel has more
     mid_side = np.stack([samples.sum(0), samples[0] - samples[1]]) / 2
     wish = encoding.Wish(9, None, entropy)
-    encoder = StreamEncoder(codec, 2, wish.most_books(codec), wish.likely_books(codec), 4)
-    rows = np.concatenate([encoder.push(mid_side), encoder.flush()], 2)
+    paths = wish.paths(codec)
+    encoder = StreamEncoder(codec, 2, wish.most_books(codec), 4, paths)
+    rows = paths.plain(np.concatenate([encoder.push(mid_side), encoder.flush()], 2), depths)
     assert np.array_equal(levels, rows[:, wish.most_books(codec):]) and levels.shape[1] == 8
-    codes = rows[:, :found.shape[1]]
-    codes = np.where(np.arange(found.shape[1])[:, None] < depths[:, None], codes, 0)
+    codes = rows[:, :found.shape[1]].astype(int)
     assert np.array_equal(found, codes)
     mid, side = walks.StreamDecoder(codec, 2).push(codes, depths, levels, 4)[:, :samples.shape[1]]
     assert np.array_equal(decode(data)[0], np.stack([mid + side, mid - side]))
@@ -121,6 +121,13 @@ def test_frames_of_silence_use_the_least(speech):
     depths = _unpacked(encode(samples, RATE, 4))[1]
     frames = speech.shape[1] // 320
     assert (depths[0, frames + 20:] == 1).all() and depths[0, :frames].mean() > 5
+
+
+@pytest.mark.parametrize("options", [{"kbps": 6}, {"kbps": 6, "cbr": True}, {"kbps": None, "codebooks": 8}])
+def test_a_longer_search_comes_nearer_in_as_many_bytes(speech, options):
+    plain, best = (encode(speech, RATE, **options, best=best) for best in (False, True))
+    assert len(best) < 1.02 * len(plain)
+    assert _snr(speech, decode(best)[0]) > _snr(speech, decode(plain)[0]) + 0.03
 
 
 def test_encoding_twice_gives_the_same_bytes(speech):

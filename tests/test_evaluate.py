@@ -212,6 +212,16 @@ def test_paired_bootstrap():
     assert re.fullmatch(r"\| music \| a - b \| \+1\.0 \(\+1\.0 to \+1\.\d\) \|", table[2])
 
 
+def test_codecs_are_chosen_in_order_and_nac_with_a_longer_search_is_another():
+    chosen = evaluate.choose_codecs([3, 6], [8], [], "nac-24k", best=True)
+    assert [codec.name for codec in chosen] == ["nac 3", "nac 6", "nac-best 3", "nac-best 6", "nac 8 books"]
+    assert [codec.name for codec in evaluate.choose_codecs([3], [], [], "nac-24k")] == ["nac 3"]
+    plain, _, best, *_ = chosen
+    noise = np.random.default_rng(0).normal(0, 0.1, 12_000).astype(np.float32)
+    assert plain.encode(noise) != best.encode(noise)
+    assert len(best.decode(best.encode(noise))) == len(noise)
+
+
 def test_pairs_are_the_nearest_in_rate():
     lines = [{"kind": "music", "codec": codec, "kbps": kbps}
              for codec, kbps in (("nac 3", 2.8), ("nac 12", 11.8), ("opus 6", 5.5), ("opus 12", 12.9), ("mp3 32", 32))]

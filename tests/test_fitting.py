@@ -7,6 +7,7 @@ import soundfile
 
 from audiocodec import container, fitting, rate
 from audiocodec.codec import Codec
+from audiocodec.paths import Codes
 from audiocodec.rangecoder import Shape
 
 RATE, FRAMES = 24_000, 32
@@ -37,7 +38,8 @@ def fit(codec, spool):
         header = container.Header(2, RATE, None, codec.weights.identity, NUM_BOOKS, entropy_coded=entropy,
                                   segment_frames=FRAMES, has_depths=not is_constant)
         file = io.BytesIO()
-        fitter = fitting.Fitter(codec, header, (("TITLE", "x" * 50),), spool, 20 * RATE, kbps * 125 * 20)
+        form = Codes(codec.codebooks[:NUM_BOOKS])
+        fitter = fitting.Fitter(codec, form, header, (("TITLE", "x" * 50),), spool, 20 * RATE, kbps * 125 * 20)
         fitted = fitter.write(file)
         assert fitted.num_bytes == len(file.getvalue())
         return fitted, *container.unpack(file.getvalue())
@@ -112,7 +114,7 @@ def test_no_segments(codec):
         header = container.Header(2, RATE, None, codec.weights.identity, NUM_BOOKS, has_depths=has_depths)
         file = io.BytesIO()
         with rate.Spool() as empty:
-            fitted = fitting.Fitter(codec, header, (), empty, 0, 0).write(file)
+            fitted = fitting.Fitter(codec, Codes(codec.codebooks), header, (), empty, 0, 0).write(file)
         assert fitted == fitting.Fitted(len(file.getvalue()), (1, 0))
         assert container.unpack(file.getvalue())[2:] == ([], 0)
 

@@ -2,6 +2,7 @@
 import numpy as np
 import pytest
 
+from audiocodec.paths import Codes
 from audiocodec.pricing import Pricing
 
 BOOKS = 12
@@ -28,7 +29,7 @@ def segments():
 
 @pytest.fixture
 def pricing(codebooks, segments):
-    return Pricing(codebooks, segments)
+    return Pricing(Codes(codebooks), segments)
 
 
 class Coder:
@@ -93,5 +94,5 @@ def test_fit_of_what_never_fits_gives_the_least(pricing, segments):
 
 def test_many_frames_are_judged_by_some(codebooks):
     codes = np.random.default_rng(3).integers(0, 32, (1, BOOKS, 2000)).astype(np.uint16)
-    few, many = Pricing(codebooks, [codes]), Pricing(codebooks, [codes] * 50)
+    few, many = Pricing(Codes(codebooks), [codes]), Pricing(Codes(codebooks), [codes] * 50)
     assert many.bits(0.3, 0) == pytest.approx(50 * few.bits(0.3, 0), rel=0.05)

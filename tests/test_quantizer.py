@@ -1,7 +1,9 @@
+import numpy as np
 import pytest
 import torch
 
-from audiocodec.quantizer import ResidualQuantizer, nearest
+from audiocodec.paths import Paths
+from audiocodec.quantizer import ResidualQuantizer, beams, nearest
 
 
 def _quantizer(books):
@@ -74,13 +76,52 @@ def test_codes_do_not_depend_on_what_is_searched_together_where_entries_are_dead
     assert not (codes[codes % 3 == 0]).any()                  # of equal entries the first
 
 
-def test_the_beam_narrows_after_the_books_that_are_likely_to_be_used():
+def test_beams_narrow_after_the_books_that_are_likely_to_be_used():
+    assert beams(20, 10) == [4] * 10 + [2] * 7 + [1] * 3
+    assert beams(3, 3, 16) == [16] * 3
     quantizer, latents = _random_quantizer()
     latents = latents.repeat(1, 1, 9).double()
-    quantizer = quantizer.double()
-    errors = [_error(quantizer, latents, quantizer.encode(latents, 6, likely)) for likely in (1, 3, 6)]
+    quantizer, errors = quantizer.double(), []
+    for likely, most in ((1, 4), (3, 4), (6, 4), (6, 16)):
+        paths = Paths(beams(6, likely, most))
+        codes = paths.plain(quantizer.follow(latents, paths), np.full((2, 1), 6)).astype(int)
+        errors.append(_error(quantizer, latents, torch.from_numpy(codes)))
+        if most == 4 and likely == 6:
+            assert np.array_equal(codes, quantizer.encode(latents, 6))
     assert errors == sorted(errors, reverse=True)
-    assert torch.equal(quantizer.encode(latents, 6, 6), quantizer.encode(latents, 6))
+    assert errors[3] == _error(quantizer, latents, quantizer.encode(latents, 6, 16))
+
+
+@pytest.mark.parametrize("frames", [1, 450])                # few frames have a search of their own
+def test_paths_have_the_codes_of_the_nearest_sum_of_any_number_of_entries_and_what_it_leaves(frames):
+    quantizer, latents = _random_quantizer()
+    latents, quantizer = latents.repeat(1, 1, 9)[:, :, :frames].double(), quantizer.double()
+    paths = Paths([4] * 6)
+    rows = quantizer.follow(latents, paths)
+    assert rows.shape == (2, paths.num_rows, frames) and rows.dtype == np.uint16
+    rest = (latents - quantizer.decode(quantizer.encode(latents, 6))).square().sum(1).numpy()
+    norms = np.sqrt(paths.norms(rows) ** 2 + 0.7 * rest[:, None])
+    assert norms[:, 0] == pytest.approx(latents.norm(dim=1).numpy(), rel=2e-3)
+    for depth in range(1, 7):
+        codes = paths.plain(rows, np.full((2, 1), depth))
+        assert not codes[:, depth:].any()
+        codes = torch.from_numpy(codes[:, :depth].astype(int))
+        assert torch.equal(codes, quantizer.encode(latents, depth))     # a search for so many would end there
+        assert norms[:, depth] == pytest.approx((latents - quantizer.decode(codes)).norm(dim=1).numpy(), rel=2e-3)
+    assert not paths.plain(rows, np.zeros((2, frames), int)).any()
+
+
+def test_each_frame_has_codes_of_its_own_depth_and_rows_go_on():
+    quantizer, latents = _random_quantizer()
+    paths = Paths([4] * 6)
+    rows = quantizer.follow(latents, paths)
+    rows = np.concatenate([rows, np.arange(2 * 3 * 50, dtype=np.uint16).reshape(2, 3, 50)], 1)
+    depths = np.random.default_rng(0).integers(0, 7, (2, 50))
+    plain = paths.plain(rows, depths)
+    for depth in range(7):
+        whole = paths.plain(rows, np.full((2, 1), depth))
+        assert np.array_equal(plain.swapaxes(1, 2)[depths == depth], whole.swapaxes(1, 2)[depths == depth])
+    assert np.array_equal(plain[:, 6:], rows[:, paths.num_rows:])
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -60,10 +60,10 @@ class Crops:
             return np.zeros(self.num_samples, np.float32)
         if draw > 0.98:
             return _softened(self._noise(random))
-        if draw > 0.96:
+        if draw > 0.94:
             return _softened(self._tones(random))
         crop = self._levelled(random)
-        if draw > 0.94:                                     # noise under a sound
+        if draw > 0.92:                                     # noise under a sound
             crop = crop + self._noise(random) * np.float32(10 ** random.uniform(-1.5, 0))
         elif draw < 0.11:                                   # two sounds at once
             crop = crop + self._levelled(random) * np.float32(10 ** random.uniform(-1, 0))
@@ -80,12 +80,12 @@ class Crops:
         return crop * np.float32(_level(random) / np.sqrt(np.mean(crop ** 2)))
 
     def _tones(self, random: np.random.Generator) -> np.ndarray:
-        """One to six steady sines, or a tone and its harmonics, as of test signals, flutes and organs."""
-        count = random.integers(1, 7)
+        """A steady sine, as often as one to six of them or a tone and its harmonics: test signals, flutes, organs."""
+        count = 1 if random.random() < 0.5 else random.integers(1, 7)
         if random.random() < 0.5:
             frequencies = _log_uniform(random, 50, 2_000) * np.arange(1, count + 1)
         else:
-            frequencies = _log_uniform(random, 50, 10_000, count)
+            frequencies = _log_uniform(random, 50, 11_000, count)
         decibels = random.uniform(-30, 0, count)
         phases = frequencies[:, None] * np.arange(self.num_samples) / self.sample_rate + random.random((count, 1))
         crop = 10 ** (decibels / 20) @ np.sin(2 * np.pi * phases)
