@@ -47,6 +47,18 @@ def test_levels_come_back(num_groups, frames, seed):
         assert abs(len(payload) - model.bits(told, frames) / 8) < 5
 
 
+@pytest.mark.parametrize("num_groups", [1, 2, 37])
+def test_sequences_are_decoded_side_by_side(num_groups):
+    model = LevelModel(BANDS, random_tables())
+    told = [walk(seed, num_groups) for seed in range(4)]
+    decoders = [RangeDecoder(words(encoded(model, levels_of_one))) for levels_of_one in told]
+
+    def take(counts):
+        return np.stack([decoder.decode(BY_COUNTS, of_one) for decoder, of_one in zip(decoders, counts)])
+
+    assert np.array_equal(model.decode(4, num_groups, 2, take), told)
+
+
 def test_each_level_but_the_first_lies_between_two_that_are_known():
     known = {0}
     for _, places, left, right in levels._steps(11):

@@ -27,6 +27,7 @@ _SILENT_CROP = 1e-4                # highest peak
 _REDRAWS = 4                       # of a crop that is silent by chance
 _MAX_FAILURES = 100                # files in a row
 _ONE_CHANNEL = 0.2                 # of the sounds, where there are several channels
+_ROUND = 25, 75                    # Hz, of which test tones are multiples; by 75 all frames of a steady one are alike
 _FILTER_MARGIN = 70                # samples of the lower rate; audio.Resampler's filter reaches 68
 _FILTER_TAIL = 2048                # samples of silence, so that a filter's end does not wrap around to its start
 _PREFETCH = 4                      # batches for each worker
@@ -86,6 +87,9 @@ class Crops:
             frequencies = _log_uniform(random, 50, 2_000) * np.arange(1, count + 1)
         else:
             frequencies = _log_uniform(random, 50, 11_000, count)
+        if random.random() < 0.5:
+            step = random.choice(_ROUND)
+            frequencies = step * np.maximum(1, np.rint(frequencies / step))
         decibels = random.uniform(-30, 0, count)
         phases = frequencies[:, None] * np.arange(self.num_samples) / self.sample_rate + random.random((count, 1))
         crop = 10 ** (decibels / 20) @ np.sin(2 * np.pi * phases)
