@@ -11,7 +11,7 @@ from audiocodec.entropy import EntropyModel
 
 _SAMPLE = 8          # segments whose cost is computed to estimate that of all
 _SLACK = 0.97        # of an estimate: how far below it the truth may lie
-_IN_MEMORY = 1 << 26     # bytes of codes; more than that go to a temporary file
+_IN_MEMORY = 1 << 25     # bytes of rows; more than that go to a temporary file
 
 Rung = tuple[int, ...]
 
