@@ -21,7 +21,7 @@ _CLASSES = [
     ("read audio", pcm.PcmReader, None),
     ("resample", audio.Resampler, None),
     ("encoder network", tokens.Codec, ("encode_blocks",)),
-    ("quantizer search", quantizer.ResidualQuantizer, ("encode",)),
+    ("quantizer search", quantizer.ResidualQuantizer, ("encode", "follow")),
     ("entropy model", entropy.EntropyModel, None),
     ("range coder", rangecoder.RangeCoder, None),
     ("range coder", rangecoder.PackedCoder, None),

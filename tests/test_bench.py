@@ -298,7 +298,7 @@ def test_the_page_is_filled_between_its_marks(script, document):
 def test_the_script_gives_options_that_exist(script, tmp_path):
     cli.cli.commands["bench"].make_context("bench", shlex.split(script.BENCH))
     made = cli.cli.commands["eval"].make_context("eval", [str(tmp_path), *shlex.split(script.EVAL)])
-    assert len(made.params["kbps"]) + len(made.params["peers"]) == script.CODECS
+    assert len(made.params["kbps"]) * (1 + made.params["best"]) + len(made.params["peers"]) == script.CODECS
 
 
 def test_the_script_goes_on_where_it_was(script, tmp_path, monkeypatch):
