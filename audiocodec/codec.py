@@ -10,7 +10,6 @@ from audiocodec.decoding import DecodeResult
 from audiocodec.encoding import EncodeResult, Progress
 from audiocodec.errors import AudioError, NacError
 from audiocodec.limits import DEFAULT_KBPS, MAX_KBPS, MIN_KBPS
-from audiocodec.quantizer import BEAM, WIDE_BEAM
 from audiocodec.tokens import DEFAULT_MODEL, Codec, StreamDecoder, StreamEncoder
 
 __all__ = ["DEFAULT_KBPS", "DEFAULT_MODEL", "MAX_KBPS", "MIN_KBPS", "Codec", "DecodeResult", "EncodeResult",
@@ -41,7 +40,7 @@ def encode(samples: np.ndarray, sample_rate: int, kbps: float | None = DEFAULT_K
     if not np.isfinite(samples).all():
         raise AudioError("samples that are infinite or not numbers")
     target, source = io.BytesIO(), encoding.Source(sample_rate, len(samples), samples.shape[1])
-    wish = encoding.Wish(kbps, codebooks, entropy, not cbr, WIDE_BEAM if best else BEAM)
+    wish = encoding.Wish(kbps, codebooks, entropy, not cbr, best)
     encoding.encode(loading.load(model, device), [samples], source, target, wish, lambda share: None)
     return target.getvalue()
 
@@ -58,7 +57,7 @@ def encode_file(source: Path, target: Path, *, kbps: float | None = DEFAULT_KBPS
     layout of a source without a header. tags: put in place of the source's tags of the same names. no_tags: leave
     the source's tags out. live: take from a pipe what has come, and write short segments, each at once.
     """
-    wish = encoding.Wish(kbps, codebooks, entropy, not cbr, WIDE_BEAM if best else BEAM)
+    wish = encoding.Wish(kbps, codebooks, entropy, not cbr, best)
     with pcm.open_reader(source, raw, live) as reader, pcm.open_output(target, force) as file:
         total = (reader.num_samples or 0) / reader.sample_rate
         blocks = reader.blocks(_READ_PIPE if pcm.is_pipe(source) else _READ)

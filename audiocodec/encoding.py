@@ -13,7 +13,7 @@ from audiocodec.fitting import Count, Fitter
 from audiocodec.limits import MAX_KBPS, MIN_KBPS
 from audiocodec.paths import Paths
 from audiocodec.pricing import Pricing
-from audiocodec.quantizer import BEAM, beams
+from audiocodec.quantizer import BEAM, WIDE_BEAM, beams
 from audiocodec.stereo import to_mid_side
 from audiocodec.tokens import Codec, StreamEncoder
 
@@ -63,7 +63,7 @@ class Wish:
     codebooks: int | None
     entropy: bool
     is_varied: bool = True           # whether frames may have other counts than those beside them, below a ceiling
-    beam: int = BEAM                 # of the search for codes
+    is_best: bool = False            # whether to search longer for codes
 
     def __post_init__(self):
         if self.codebooks is None:
@@ -81,7 +81,7 @@ class Wish:
         """What is kept of the search until depths are chosen; less is looked at of books that few frames will use."""
         most = self.most_books(codec)
         likely = most if self.codebooks is not None else min(most, self._fitting(codec, _LIKELY))
-        return Paths(beams(most, likely, self.beam))
+        return Paths(beams(most, likely, WIDE_BEAM if self.is_best else BEAM))
 
     def level_frames(self, codec: Codec, channels: int) -> int:
         """How many frames have levels in common, which are told besides the codes; 0: none are, for want of bits."""
@@ -186,7 +186,7 @@ class Analysis:
         return ready + [self._held] if self._held.shape[2] else ready
 
     def _cut(self, rows: np.ndarray) -> list[np.ndarray]:
-        rows = rows.astype(np.uint16)
+        rows = rows.astype(np.uint16, copy=False)
         self._held = rows if self._held is None else np.concatenate([self._held, rows], 2)
         ready = []
         while self._held.shape[2] >= self._segment_frames:
