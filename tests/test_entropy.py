@@ -14,6 +14,7 @@ import pytest
 from audiocodec import weights
 from audiocodec.entropy import BOOK_SIZE, TOTAL, UNTOLD, EntropyConfig, EntropyModel, counts
 from audiocodec.errors import ModelError
+from audiocodec.paths import Codes, Paths
 
 TINY = EntropyConfig(num_books=6, detailed_books=4, context_books=3, layers=2, width=32, heads=2,
                      feed_forward=48, window=10, head_width=24, head_hidden=16, turns=(1, 2))
@@ -220,18 +221,18 @@ def test_training_ends_in_an_integer_model_that_does_what_its_twin_does():
     from audiocodec.training import entropy as training
     rng = np.random.default_rng(0)
     codebooks = rng.normal(size=(6, BOOK_SIZE, 5)).astype(np.float32)
-    codes = rng.integers(0, 4, (6, 1500)) * 200
+    codes, form = rng.integers(0, 4, (4, 6, 400)) * 200, Codes(codebooks)
     config, tensors, report = training.train_entropy(
-        codes[None], codebooks, config=TINY, updates=12, batch=2, rate=0.02)
+        codes, form, codebooks, config=TINY, updates=12, batch=2, rate=0.02)
     assert EntropyModel(config, tensors).answer() == config.answer
     assert np.mean(report["integer"]) < 9
     assert report["integer"] == pytest.approx(report["float"], rel=0.03)
     begun, again, goes_on = training.train_entropy(
-        codes[None], codebooks, config=TINY, updates=1, batch=2, rate=1e-6, begun=tensors)
+        codes, form, codebooks, config=TINY, updates=1, batch=2, rate=1e-6, begun=tensors)
     assert begun.answer == config.answer and all((again[name] == tensors[name]).all() for name in tensors)
     assert goes_on["integer"] == report["integer"]
     deeper, more, goes_on = training.train_entropy(          # a new layer adds nothing yet
-        codes[None], codebooks, config=replace(TINY, layers=3), updates=1, batch=2, rate=1e-6, begun=tensors)
+        codes, form, codebooks, config=replace(TINY, layers=3), updates=1, batch=2, rate=1e-6, begun=tensors)
     assert deeper.layers == 3 and more["layers.2.first"].any()
     assert goes_on["integer"] == report["integer"]
 
@@ -243,15 +244,14 @@ def test_training_ends_in_an_integer_model_that_does_what_its_twin_does():
     net.limit()
     net.rounding, net.layers[1].distance.data[:, 3] = True, 0.5
     model = EntropyModel(TINY, net.integers() | {"order": training.class_ranks(codebooks).astype(np.int16)})
-    stream = training._Stream(codes[None, :, :300], codebooks, training.class_ranks(codebooks))
-    twin, integer = training.twin_bits(net, stream.places, "cpu"), training.integer_bits(model, stream.places)
+    places = training._Stream(codes[:1, :, :300], form, training.class_ranks(codebooks)).segments()
+    twin, integer = training.twin_bits(net, places, "cpu"), training.integer_bits(model, places)
     assert integer == pytest.approx(twin, rel=2e-3)
 
     depths, is_told = random_depths(6, 300, 1)
-    places = stream.places[None].long()
     depth_nats, nats = net.losses(places, torch.from_numpy(depths), torch.from_numpy(is_told), list(range(6)))
     is_there = torch.arange(6)[:, None, None] < torch.from_numpy(depths)
-    (tables, symbols), = model.tables(codes[None, :, :300], depths, is_told)
+    (tables, symbols), = model.tables(codes[:1, :, :300], depths, is_told)
     bits = np.log2(TOTAL / (tables[np.arange(len(symbols)), symbols] + 1)).sum()
     assert (depth_nats.sum() + (nats * is_there).sum()).item() / np.log(2) == pytest.approx(bits, rel=2e-3)
 
@@ -260,9 +260,10 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(tmp_path, monkeyp
     pytest.importorskip("torch")
     from audiocodec.training import entropy as training
     rng = np.random.default_rng(0)
-    codebooks, codes = rng.normal(size=(6, BOOK_SIZE, 5)).astype(np.float32), rng.integers(0, BOOK_SIZE, (1, 6, 1200))
+    codebooks, codes = rng.normal(size=(6, BOOK_SIZE, 5)).astype(np.float32), rng.integers(0, BOOK_SIZE, (3, 6, 400))
+    form = Codes(codebooks)
     options = {"config": TINY, "updates": 5, "batch": 2}
-    _, straight, _ = training.train_entropy(codes, codebooks, **options)
+    _, straight, _ = training.train_entropy(codes, form, codebooks, **options)
     update = training._Learner.update
 
     def interrupted(learner, *arguments):
@@ -272,11 +273,31 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(tmp_path, monkeyp
 
     monkeypatch.setattr(training._Learner, "update", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        training.train_entropy(codes, codebooks, checkpoint=tmp_path / "entropy.pt", **options)
+        training.train_entropy(codes, form, codebooks, checkpoint=tmp_path / "entropy.pt", **options)
     monkeypatch.undo()
-    _, resumed, report = training.train_entropy(codes, codebooks, checkpoint=tmp_path / "entropy.pt", **options)
+    _, resumed, report = training.train_entropy(codes, form, codebooks, checkpoint=tmp_path / "entropy.pt", **options)
     assert report["updates"] == 5
     assert all(np.array_equal(straight[name], resumed[name]) for name in straight)
+
+
+def test_the_entropy_model_is_shown_the_codes_that_files_have():
+    torch = pytest.importorskip("torch")
+    from audiocodec.quantizer import ResidualQuantizer
+    from audiocodec.training import entropy as training
+    torch.manual_seed(0)
+    quantizer = ResidualQuantizer(TINY.num_books, BOOK_SIZE, 4)
+    quantizer.codebooks.normal_()
+    quantizer.codebooks.mul_(0.8 ** torch.arange(TINY.num_books)[:, None, None])
+    latents, paths = torch.randn(3, 4, 250), Paths([4] * TINY.num_books)
+    rows, form = quantizer.follow(latents, paths), np.arange(BOOK_SIZE)[None].repeat(TINY.num_books, 0)
+    stream = training._Stream(rows, paths, BOOK_SIZE - 1 - form)
+    places, depths, _ = stream.draw(16, TINY, torch.Generator().manual_seed(2))
+    assert places.shape == (16, TINY.num_books, 512) and len(depths.unique()) > TINY.num_books
+    joined = np.concatenate(rows, 1)
+    for number, depth in enumerate(depths):
+        wanted = [BOOK_SIZE - 1 - paths.plain(joined[None, :, start:start + 512], depth[None].numpy())
+                  for start in range(750 - 511)]
+        assert any(np.array_equal(codes[0], places[number]) for codes in wanted)
 
 
 def test_class_ranks_number_similar_entries_alike():

@@ -5,7 +5,6 @@ gradients pass straight through it. Bengio et al.: "Estimating or propagating gr
 2013; Jacob et al.: "Quantization and training of neural networks for efficient integer-arithmetic-only inference",
 2018.
 """
-import copy
 import math
 import re
 import time
@@ -19,11 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from audiocodec.depths import PRICES, choose_depths, norms_left
+from audiocodec.depths import PRICES, choose_depths
 from audiocodec.entropy import (
     ABSENT, ACTIVATION_BITS, ATTENTION_SCALE, ATTENTION_STEPS, BOOK_SIZE, CLASSES, DEPTHS, LIMIT, MAX_FRAMES, MEMBERS,
     RESIDUAL_BITS, SCORE_STEPS, UNTOLD, WEIGHT_BITS, EntropyConfig, EntropyModel)
 from audiocodec.errors import NacError
+from audiocodec.paths import Codes, Paths
 from audiocodec.training.checkpoint import save
 from audiocodec.training.console import BAR, NOT_FINITE, Interrupt
 
@@ -39,25 +39,28 @@ _ROUNDING_FROM = 0.75              # of the way
 _PRICED = 0.6                      # of the sequences; the others have equally many books in all frames
 _DEPTH_WEIGHT = 0.1                # of a frame's depth, in codes
 _LOG_UPDATES = 50
+_UNSEEN_UPDATES = 1000             # from one look at codes that are not trained on to the next ...
+_UNSEEN = 8                        # ... which takes as long as so many updates, or less
 _CHECKPOINT_SECONDS = 180
 
 
-def train_entropy(codes: np.ndarray, codebooks: np.ndarray, *, config: EntropyConfig,
+def train_entropy(rows: np.ndarray, form: Paths | Codes, codebooks: np.ndarray, *, config: EntropyConfig,
                   minutes: float | None = None, updates: int | None = None, batch: int = 8, rate: float = 3e-3,
-                  seed: int = 0, device: str = "cpu", log: Callable[[int, float, float], None] | None = None,
-                  checkpoint: Path | None = None,
+                  seed: int = 0, device: str = "cpu", checkpoint: Path | None = None,
+                  log: Callable[[int, float, float, float | None], None] | None = None,
                   begun: dict[str, np.ndarray] | None = None) -> tuple[EntropyConfig, dict[str, np.ndarray], dict]:
-    """Train on codes (S, K, T) of codebooks (K, 1024, D), for so many minutes or so many updates.
+    """Train on rows (S, R, T) of this form, codes of codebooks (K, 1024, D), for so many minutes or so many updates.
 
     Returns the configuration with its answer, the integer tensors, and a report: bits per code of each book on the
-    last twentieth of the codes, which are not trained on, for the integer model and for its twin without any rounding.
-    `log(updates, seconds, bits)` is called now and then with the mean bits per code. A `checkpoint` that exists is
-    where it goes on. begun: the integer tensors of a model of this configuration, but perhaps of fewer layers, to
-    begin from, at a third of the rate, since what it knows is to be kept.
+    last twentieth of the sequences, which are not trained on, for the integer model and for its twin without any
+    rounding. `log(updates, seconds, bits, unseen)` is called now and then with the mean bits per code, and less often
+    with those of the codes that are not trained on, else None. A `checkpoint` that exists is where it goes on. begun:
+    the integer tensors of a model of this configuration, but perhaps of fewer layers, to begin from, at a third of
+    the rate, since what it knows is to be kept.
     """
     torch.manual_seed(seed)
     ranks = begun["order"].astype(np.int64) if begun else class_ranks(codebooks[:config.num_books])
-    stream, held_out = _Stream(codes, codebooks, ranks).split(19 / 20)
+    stream, held_out = _Stream(rows, form, ranks).split(19 / 20)
     learner = _Learner(config, codebooks, ranks, rate / 3 if begun else rate, seed, device)
     if begun:
         learner.net.start_from_integers(begun)
@@ -72,7 +75,9 @@ def train_entropy(codes: np.ndarray, codebooks: np.ndarray, *, config: EntropyCo
             if learner.updates % _LOG_UPDATES == 0 or ends:
                 bar.set_postfix_str(f", {np.mean(recent):.3f} bits per code")
                 if log:
-                    log(learner.updates, learner.seconds, float(np.mean(recent)))
+                    shown = ends or learner.updates % _UNSEEN_UPDATES == 0
+                    log(learner.updates, learner.seconds, float(np.mean(recent)),
+                        learner.unseen(held_out) if shown else None)
                 recent.clear()
             if checkpoint and (ends or time.monotonic() - saved > _CHECKPOINT_SECONDS):
                 learner.save(checkpoint)
@@ -84,8 +89,9 @@ def train_entropy(codes: np.ndarray, codebooks: np.ndarray, *, config: EntropyCo
     tensors = net.integers() | {"order": ranks.astype(np.int16)}
     answer = EntropyModel(replace(config, answer=""), tensors).answer()
     model = EntropyModel(replace(config, answer=answer), tensors)
-    report = {"updates": learner.updates, "float": twin_bits(net, held_out.places, device),
-              "integer": integer_bits(model, held_out.places)}
+    places = held_out.segments()
+    report = {"updates": learner.updates, "float": twin_bits(net, places, device),
+              "integer": integer_bits(model, places)}
     return model.config, tensors, report
 
 
@@ -112,15 +118,28 @@ class _Learner:
         self.net.rounding = share >= _ROUNDING_FROM
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate * min(1, 0.02 + share / 0.04) * (0.51 + 0.49 * math.cos(math.pi * share))
-        places, norms = stream.draw(batch, self.random)
-        depths, is_told = draw_depths(norms, self.net.config, self.random)
-        bits = _update(self.net, self.optimizer, places.to(self.device), depths.to(self.device),
-                       is_told.to(self.device), self.random)
+        loss, depth_loss = self._losses(stream.draw(batch, self.net.config, self.random), self.random)
+        bits = loss.item() / math.log(2)
         if not math.isfinite(bits):
             raise NacError(f"the entropy model's loss is not finite: {NOT_FINITE}")
+        self.optimizer.zero_grad(set_to_none=True)
+        (loss + _DEPTH_WEIGHT * depth_loss).backward()
+        nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
+        self.optimizer.step()
+        self.net.limit()
         self.updates += 1
         self.seconds += time.monotonic() - began
         return bits
+
+    @torch.no_grad()
+    def unseen(self, stream: "_Stream") -> float:
+        """Bits per code as `update` gives them, of always the same stretches."""
+        random = torch.Generator().manual_seed(0)
+        nats = [self._losses(stream.draw(8, self.net.config, random), random)[0].item() for _ in range(_UNSEEN)]
+        return float(np.mean(nats)) / math.log(2)
+
+    def _losses(self, drawn: tuple[Tensor, ...], random: torch.Generator) -> tuple[Tensor, Tensor]:
+        return _losses(self.net, *(part.to(self.device) for part in drawn), random)
 
     def save(self, path: Path) -> None:
         """Write what a resumed training needs."""
@@ -456,28 +475,44 @@ def _groups(net: EntropyNet) -> list[dict]:
 
 
 class _Stream:
-    """Codes (S, K, T) end to end, as places in class order (K, N), and what is left of each frame (K + 1, N)."""
+    """Rows (S, R, T), end to end, and what they are as places in class order."""
 
-    def __init__(self, codes: np.ndarray, codebooks: np.ndarray, ranks: np.ndarray):
-        self.places = torch.from_numpy(np.stack(
-            [rank[codes[:, k].ravel()] for k, rank in enumerate(ranks.astype(np.int16))]))
-        norms = np.stack([norms_left(sequence[None], codebooks)[0].astype(np.float16) for sequence in codes], 1)
-        self.norms = torch.from_numpy(norms.reshape(len(norms), -1))
+    def __init__(self, rows: np.ndarray, form: Paths | Codes, ranks: np.ndarray):
+        self._rows, self._form = rows, form
+        self._ranks = ranks.astype(np.int16)
 
     def split(self, share: float) -> tuple["_Stream", "_Stream"]:
-        """The first part, of so large a share, and the rest."""
-        parts = copy.copy(self), copy.copy(self)
-        at = int(self.places.shape[1] * share)
-        for part, there in zip(parts, (slice(at), slice(at, None))):
-            part.places, part.norms = self.places[:, there], self.norms[:, there]
-        return parts
+        """The first sequences, of so large a share, and the others."""
+        at = int(len(self._rows) * share)
+        return tuple(_Stream(rows, self._form, self._ranks) for rows in (self._rows[:at], self._rows[at:]))
 
-    def draw(self, batch: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Random segments: places, int64 (B, K, 512), and norms, float32 (B, K + 1, 512)."""
-        starts = torch.randint(self.places.shape[1] - MAX_FRAMES + 1, (batch,), generator=random).tolist()
-        places, norms = (torch.stack([values[:, start:start + MAX_FRAMES] for start in starts])
-                         for values in (self.places, self.norms))
-        return places.long(), norms.float()
+    def draw(self, batch: int, config: EntropyConfig, random: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Random stretches: places (B, K, 512), depths (B, 512), and whether these are told (B,)."""
+        sequences, _, frames = self._rows.shape
+        starts = torch.randint(sequences * frames - MAX_FRAMES + 1, (batch,), generator=random).tolist()
+        rows = np.stack([self._stretch(start) for start in starts])
+        depths, is_told = draw_depths(torch.from_numpy(self._form.norms(rows)), config, random)
+        return self._places(self._form.plain(rows, depths.numpy())), depths, is_told
+
+    def segments(self) -> Tensor:
+        """Places (S, K, 512) of all books: at most 64 stretches, evenly spread."""
+        sequences, _, frames = self._rows.shape
+        length = min(MAX_FRAMES, sequences * frames)
+        count = min(64, sequences * frames // length)
+        rows = np.stack([self._stretch(int(start), length)
+                         for start in np.linspace(0, sequences * frames // length - 1, count).astype(int) * length])
+        return self._places(self._form.plain(rows, np.full((1, 1), len(self._ranks))))
+
+    def _stretch(self, start: int, length: int = MAX_FRAMES) -> np.ndarray:
+        """Rows (R, length) from the frame of this number on."""
+        frames = self._rows.shape[2]
+        first, last = start // frames, (start + length - 1) // frames
+        return np.concatenate(self._rows[first:last + 1], 1)[:, start % frames:][:, :length]
+
+    def _places(self, codes: np.ndarray) -> Tensor:
+        """Codes (B, K and more, T) -> places, int64 (B, K, T)."""
+        places = np.stack([rank[codes[:, k]] for k, rank in enumerate(self._ranks)], 1)
+        return torch.from_numpy(places.astype(np.int64))
 
 
 def draw_depths(norms: Tensor, config: EntropyConfig, random: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -496,11 +531,11 @@ def draw_depths(norms: Tensor, config: EntropyConfig, random: torch.Generator) -
     return torch.where(is_told[:, None], choose_depths(norms, prices, least), constant), is_told
 
 
-def _update(net: EntropyNet, optimizer: torch.optim.Optimizer, codes: Tensor, depths: Tensor, is_told: Tensor,
-            random: torch.Generator) -> float:
-    """One step on places (B, K, T) of which depths (B, T) are there, told (B,) or not; returns bits a code.
+def _losses(net: EntropyNet, codes: Tensor, depths: Tensor, is_told: Tensor,
+            random: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Nats a code and a depth, of places (B, K, T) of which depths (B, T) are there, told (B,) or not.
 
-    On some of the books: half of the first eight, and four others.
+    Of some of the books: half of the first eight, and four others.
     """
     books = net.config.num_books
     early = min(8, books)
@@ -510,33 +545,21 @@ def _update(net: EntropyNet, optimizer: torch.optim.Optimizer, codes: Tensor, de
         depth_nats, nats = net.losses(codes, depths, is_told, chosen)
     is_there = torch.tensor(chosen, device=codes.device)[:, None, None] < depths
     loss = (nats * is_there).sum() / is_there.sum().clamp_min(1)
-    depth_loss = (depth_nats.mean(1) * is_told).sum() / is_told.sum().clamp_min(1)
-    optimizer.zero_grad(set_to_none=True)
-    (loss + _DEPTH_WEIGHT * depth_loss).backward()
-    nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-    optimizer.step()
-    net.limit()
-    return loss.item() / math.log(2)
-
-
-def _segments(stream: Tensor) -> Tensor:
-    """A stream (K, N) as segments, int64 (S, K, 512): at most 64 of them, evenly spread."""
-    segments = stream.unfold(1, min(MAX_FRAMES, stream.shape[1]), MAX_FRAMES).transpose(0, 1)
-    return segments[torch.linspace(0, len(segments) - 1, min(64, len(segments))).long()].long()
+    return loss, (depth_nats.mean(1) * is_told).sum() / is_told.sum().clamp_min(1)
 
 
 @torch.no_grad()
-def twin_bits(net: EntropyNet, stream: Tensor, device: str) -> list[float]:
-    """The twin's bits per code of each book on a stream (K, N), in float32, with all books there."""
+def twin_bits(net: EntropyNet, places: Tensor, device: str) -> list[float]:
+    """The twin's bits per code of each book on places (S, K, T), in float32, with all books there."""
     books, bits = net.config.num_books, []
-    for places in _segments(stream).to(device).split(8):
-        depths = torch.full_like(places[:, 0], books)
-        _, nats = net.losses(places, depths, torch.zeros_like(depths[:, 0], dtype=torch.bool), list(range(books)))
+    for part in places.to(device).split(8):
+        depths = torch.full_like(part[:, 0], books)
+        _, nats = net.losses(part, depths, torch.zeros_like(depths[:, 0], dtype=torch.bool), list(range(books)))
         bits.append(nats.mean(2).cpu() / math.log(2))
     return torch.cat(bits, 1).mean(1).tolist()
 
 
-def integer_bits(model: EntropyModel, stream: Tensor) -> list[float]:
-    """The integer model's bits per code of each book on the same stream."""
-    codes = model.codes(_segments(stream).numpy())
+def integer_bits(model: EntropyModel, places: Tensor) -> list[float]:
+    """The integer model's bits per code of each book on the same places."""
+    codes = model.codes(places.numpy())
     return (model.cost(codes).mean(0) / codes.shape[2]).tolist()

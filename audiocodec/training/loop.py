@@ -268,12 +268,16 @@ class Trainer:
         with open(self.run / "metrics.jsonl", "a") as file:
             file.write(json.dumps(line) + "\n")
 
-    def log_entropy(self, updates: int, seconds: float, bits: float) -> None:
+    def log_entropy(self, updates: int, seconds: float, bits: float, unseen: float | None) -> None:
         """Take note of how the entropy model's training stands, for `train_entropy`: mean bits per code."""
-        self._write({"stage": STAGES[-1], "updates": updates, "total": self.total_updates + updates,
-                     "seconds": round(seconds, 1), "hours": round((self.total_seconds + seconds) / 3600, 5),
-                     "bits": round(bits, 4)})
-        self.board.scalars({"train/bits": bits}, self.total_updates + updates)
+        total = self.total_updates + updates
+        place = {"stage": STAGES[-1], "updates": updates, "total": total, "seconds": round(seconds, 1),
+                 "hours": round((self.total_seconds + seconds) / 3600, 5)}
+        self._write(place | {"bits": round(bits, 4)})
+        self.board.scalars({"train/bits": bits}, total)
+        if unseen is not None:
+            self._write(place | {"valid": {"bits": round(unseen, 4)}})
+            self.board.scalars({"valid/bits": unseen}, total)
 
     def _validate(self) -> None:
         """Score the averaged codec on the validation clips; keep the best one."""

@@ -14,6 +14,8 @@ from audiocodec import __version__, levels, weights
 from audiocodec.entropy import MAX_FRAMES, EntropyConfig
 from audiocodec.errors import NacError
 from audiocodec.model import ModelConfig
+from audiocodec.paths import Paths
+from audiocodec.quantizer import beams
 from audiocodec.training import distributed, report
 from audiocodec.training.config import STAGES, TrainConfig, fitted
 from audiocodec.training.data import Crops, clips
@@ -115,12 +117,13 @@ def finish(trainer: Trainer, about: dict) -> Path:
     config, run, generator = trainer.config, trainer.run, trainer.average
     length = trainer.lengths["entropy"]
     limit = {"updates": length} if trainer.count_updates else {"minutes": length * 2 / 3}
-    codes = _codes(trainer, run / "codes.npy")
-    tables = _level_tables(trainer, -(-len(codes) // _SEQUENCES))
+    paths = Paths(beams(config.model.num_books, config.model.num_books))
+    rows = _followed(trainer, paths, run / "paths.raw")
+    tables = _level_tables(trainer, -(-len(rows) // _SEQUENCES))
     tensors = weights.codec_tensors({name: tensor.cpu().numpy() for name, tensor in generator.state_dict().items()})
     books = generator.quantizer.codebooks.cpu().numpy()
     entropy_config, entropy_tensors, bits = train_entropy(
-        codes, books, config=config.entropy, seed=config.seed, device=trainer.team.device,
+        rows, paths, books, config=config.entropy, seed=config.seed, device=trainer.team.device,
         rate=config.learning_rate["entropy"], log=trainer.log_entropy, checkpoint=run / "entropy.pt",
         begun=_begun_entropy(run / _BEGUN, config), **limit)
     description = {"codec": asdict(config.model), "entropy": asdict(entropy_config),
@@ -146,25 +149,27 @@ def _begun_entropy(path: Path, config: TrainConfig) -> dict[str, np.ndarray] | N
     return begun.part("entropy") if replace(sizes, layers=layers) == config.entropy else None
 
 
-def _codes(trainer: Trainer, path: Path) -> np.ndarray:
-    """What the entropy model learns from: codes uint16 (S, K, 512) of random stretches of the sources.
+def _followed(trainer: Trainer, paths: Paths, path: Path) -> np.ndarray:
+    """What the entropy model learns from: searches for codes, uint16 (S, R, 512), of random stretches of the sources.
 
-    Kept in a file, so that a resumed run has the same. A third of the stage's minutes goes into them at most.
+    So it is shown the codes that files have, at any depth. Kept in a file, so that a resumed run has the same. A third
+    of the stage's minutes goes into them at most.
     """
-    if path.exists():
-        return np.load(path, mmap_mode="r")
-    config, length = trainer.config, trainer.lengths["entropy"]
-    wanted = config.code_hours * 3600 * config.model.sample_rate / config.model.hop / MAX_FRAMES
-    if trainer.count_updates:
-        wanted = min(wanted, 8 * length)
-    ends = float("inf") if trainer.count_updates else time.monotonic() + length * 60 / 3
-    crops, found = _stretches(trainer), []
-    while not found or len(found) * _SEQUENCES < wanted and time.monotonic() < ends:
-        found.append(_coded(trainer.average, crops.batch(len(found), _SEQUENCES), trainer.team.device))
-    partial = path.with_suffix(".part.npy")
-    np.save(partial, np.concatenate(found))
-    os.replace(partial, path)
-    return np.load(path, mmap_mode="r")
+    if not path.exists():
+        config, length = trainer.config, trainer.lengths["entropy"]
+        wanted = config.code_hours * 3600 * config.model.sample_rate / config.model.hop / MAX_FRAMES
+        if trainer.count_updates:
+            wanted = min(wanted, 8 * length)
+        ends = float("inf") if trainer.count_updates else time.monotonic() + length * 60 / 3
+        crops, done = _stretches(trainer), 0
+        partial = path.with_suffix(".part")
+        with open(partial, "wb") as file:
+            while not done or done * _SEQUENCES < wanted and time.monotonic() < ends:
+                rows = _searched(trainer.average, crops.batch(done, _SEQUENCES), paths, trainer.team.device)
+                file.write(rows.tobytes())
+                done += 1
+        os.replace(partial, path)
+    return np.memmap(path, np.uint16, "r").reshape(-1, paths.num_rows, MAX_FRAMES)
 
 
 def _stretches(trainer: Trainer) -> Crops:
@@ -192,7 +197,7 @@ def _level_tables(trainer: Trainer, most: int) -> dict[str, np.ndarray]:
 
 
 @torch.inference_mode()
-def _coded(generator: Generator, samples: np.ndarray, device: str) -> np.ndarray:
-    """Samples (B, N) -> codes uint16 (B, K, T), without the lead."""
+def _searched(generator: Generator, samples: np.ndarray, paths: Paths, device: str) -> np.ndarray:
+    """Samples (B, N) -> rows of paths uint16 (B, R, T), without the lead."""
     latents = generator.latents(torch.from_numpy(samples).to(device))[:, :, _LEAD:]
-    return generator.quantizer.encode(latents, generator.config.num_books).cpu().numpy().astype(np.uint16)
+    return generator.quantizer.follow(latents, paths)
