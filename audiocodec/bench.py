@@ -97,16 +97,20 @@ class _Timer:
 
     def time(self, samples: np.ndarray, sample_rate: int, kbps: float) -> dict:
         """Encode a WAV file and decode it: once to warm up, then `repeats` times, and once more for the stages."""
-        wav, coded, decoded = (self.folder / name for name in ("clip.wav", "clip.nac", "decoded.wav"))
+        wav, coded, packed, decoded = (
+            self.folder / name for name in ("clip.wav", "clip.nac", "packed.nac", "decoded.wav"))
         audio.write(wav, samples, sample_rate)
         seconds = samples.shape[1] / sample_rate
         options = {"model": self.model, "device": self.device, "force": True}
         calls = {
             "encode": lambda: codec.encode_file(wav, coded, kbps=kbps, **options),
             "decode": lambda: codec.decode_file(coded, decoded, **options)}
+        plain = {
+            "plain encode": lambda: codec.encode_file(wav, packed, kbps=kbps, entropy=False, **options),
+            "plain decode": lambda: codec.decode_file(packed, decoded, **options)}
         rival = _Rival(self.rival, samples, sample_rate, kbps) if self.rival else None
         self.progress(f"{seconds:g} s at {kbps:g} kbps")
-        times = _time_in_turn(calls | (rival.calls(entropy=False) if rival else {}), self.repeats)
+        times = _time_in_turn(calls | (plain | rival.calls(entropy=False) if rival else {}), self.repeats)
         size = coded.stat().st_size
         result = {"length": seconds, "kbps": kbps, "bytes": size, "true_kbps": size * 8e-3 / seconds}
         for way, names in (("encode", stages.ENCODE), ("decode", stages.DECODE)):
@@ -114,6 +118,7 @@ class _Timer:
         if rival:
             self.progress(f"{seconds:g} s at {rival.kbps:g} kbps, EnCodec with entropy coding")
             slow = _time_in_turn(rival.calls(entropy=True), 1, warm_up=False)
+            result["plain"] = {way: _summary(times[f"plain {way}"], seconds) for way in ("encode", "decode")}
             result["encodec"] = [
                 {"entropy": entropy, "kbps": rival.kbps, "repeats": len(found["EnCodec encode"]),
                  **{way: _summary(found[f"EnCodec {way}"], seconds) for way in ("encode", "decode")}}

@@ -29,10 +29,11 @@ def _files(result: dict) -> list[str]:
 
 def _encodec(result: dict) -> list[str]:
     rows = [[f"{file['length']:g}", f"{rival['kbps']:g}", _CODERS[rival["entropy"]], way, _spread(rival[way]),
-             f"{rival[way]['times_real_time']:.1f}", f"{rival[way]['seconds'] / file[way]['seconds']:.1f}"]
+             f"{rival[way]['times_real_time']:.1f}", f"{rival[way]['seconds'] / file[way]['seconds']:.1f}",
+             "" if rival["entropy"] else f"{rival[way]['seconds'] / file['plain'][way]['seconds']:.1f}"]
             for file in result["files"] for rival in file.get("encodec", []) for way in WAYS]
     return _table(["clip, s", "kbps", "codec", "direction", "seconds (fastest to slowest)", "x real time",
-                   "times nac's time"], rows) if rows else []
+                   "times nac's time", "times nac's without entropy coding"], rows) if rows else []
 
 
 def _shares(result: dict, way: str) -> list[str]:

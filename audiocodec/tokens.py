@@ -8,14 +8,14 @@ from torch import Tensor
 from audiocodec import few, rangecoder, weights
 from audiocodec.entropy import BOOK_SIZE, EntropyConfig, EntropyModel
 from audiocodec.errors import FormatError, ModelError, NacError
-from audiocodec.levels import LevelModel
+from audiocodec.levels import GROUPS, LevelModel
 from audiocodec.model import Decoder, Encoder, ModelConfig
 from audiocodec.paths import Paths
 from audiocodec.quantizer import ResidualQuantizer
 from audiocodec.whole import WholeLinear
 
 DEFAULT_MODEL = "nac-24k"
-_PASS = 1024                         # frames that go through a network at once
+_ENCODED, _DECODED = 1024, 512       # frames of all channels that go through a network at once: memory grows with them
 
 
 class Codec:
@@ -164,7 +164,7 @@ class StreamEncoder:
         num_frames = self._waiting.shape[1] // (at_once * hop) * at_once
         blocks = self._waiting[:, :num_frames * hop].reshape(len(samples), num_frames, hop)
         self._waiting = self._waiting[:, num_frames * hop:]
-        pieces = [self._encode(blocks[:, at:at + _PASS]) for at in range(0, num_frames, _PASS)]
+        pieces = [self._encode(blocks[:, part]) for part in _passes(num_frames, len(samples), _ENCODED)]
         return np.concatenate([self._empty, *pieces], 2)
 
     def flush(self) -> np.ndarray:
@@ -205,7 +205,7 @@ class StreamDecoder:
         num_frames, device = codes.shape[2], self._codec.device
         codes = torch.from_numpy(codes).to(device)
         num_books = torch.from_numpy(num_books).to(device).reshape(len(codes), -1).expand(-1, num_frames)
-        passes = [slice(at, at + _PASS) for at in range(0, num_frames, _PASS)]
+        passes = _passes(num_frames, len(codes), _DECODED)
         is_told = levels is not None and (levels >= 0).any()
         told = torch.from_numpy(levels).to(device, torch.float64).transpose(1, 2) if is_told else None
         pieces = [self._decode(codes[:, :, part], num_books[:, part], told[:, part] if is_told else None, level_frames)
@@ -219,3 +219,9 @@ class StreamDecoder:
         latents = self._codec.quantizer.decode(codes).transpose(1, 2)
         blocks, self._state = self._codec.decode_latents(latents, num_books, self._state, levels, level_frames)
         return blocks.flatten(1).float().cpu().numpy()
+
+
+def _passes(num_frames: int, batch: int, most: int) -> list[slice]:
+    """Frames in parts, of so many in the whole batch if that does not divide groups that have levels in common."""
+    size = max(1, most // max(1, batch) // max(GROUPS)) * max(GROUPS)
+    return [slice(at, at + size) for at in range(0, num_frames, size)]
