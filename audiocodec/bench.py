@@ -102,12 +102,13 @@ class _Timer:
         audio.write(wav, samples, sample_rate)
         seconds = samples.shape[1] / sample_rate
         options = {"model": self.model, "device": self.device, "force": True}
-        calls = {
-            "encode": lambda: codec.encode_file(wav, coded, kbps=kbps, **options),
-            "decode": lambda: codec.decode_file(coded, decoded, **options)}
-        plain = {
-            "plain encode": lambda: codec.encode_file(wav, packed, kbps=kbps, entropy=False, **options),
-            "plain decode": lambda: codec.decode_file(packed, decoded, **options)}
+
+        def ways(prefix: str, file: Path, entropy: bool) -> dict[str, Callable[[], object]]:
+            return {
+                f"{prefix}encode": lambda: codec.encode_file(wav, file, kbps=kbps, entropy=entropy, **options),
+                f"{prefix}decode": lambda: codec.decode_file(file, decoded, **options)}
+
+        calls, plain = ways("", coded, True), ways("plain ", packed, False)
         rival = _Rival(self.rival, samples, sample_rate, kbps) if self.rival else None
         self.progress(f"{seconds:g} s at {kbps:g} kbps")
         times = _time_in_turn(calls | (plain | rival.calls(entropy=False) if rival else {}), self.repeats)

@@ -289,8 +289,8 @@ def test_the_entropy_model_is_shown_the_codes_that_files_have():
     quantizer.codebooks.normal_()
     quantizer.codebooks.mul_(0.8 ** torch.arange(TINY.num_books)[:, None, None])
     latents, paths = torch.randn(3, 4, 250), Paths([4] * TINY.num_books)
-    rows, form = quantizer.follow(latents, paths), np.arange(BOOK_SIZE)[None].repeat(TINY.num_books, 0)
-    stream = training._Stream(rows, paths, BOOK_SIZE - 1 - form)
+    rows, ranks = quantizer.follow(latents, paths), np.arange(BOOK_SIZE)[::-1][None].repeat(TINY.num_books, 0)
+    stream = training._Stream(rows, paths, ranks)
     places, depths, _ = stream.draw(16, TINY, torch.Generator().manual_seed(2))
     assert places.shape == (16, TINY.num_books, 512) and len(depths.unique()) > TINY.num_books
     joined = np.concatenate(rows, 1)

@@ -40,7 +40,7 @@ _PRICED = 0.6                      # of the sequences; the others have equally m
 _DEPTH_WEIGHT = 0.1                # of a frame's depth, in codes
 _LOG_UPDATES = 50
 _UNSEEN_UPDATES = 1000             # from one look at codes that are not trained on to the next ...
-_UNSEEN = 8                        # ... which takes as long as so many updates, or less
+_UNSEEN, _UNSEEN_BATCH = 8, 8      # ... at so many batches, of so many stretches
 _CHECKPOINT_SECONDS = 180
 
 
@@ -118,7 +118,7 @@ class _Learner:
         self.net.rounding = share >= _ROUNDING_FROM
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate * min(1, 0.02 + share / 0.04) * (0.51 + 0.49 * math.cos(math.pi * share))
-        loss, depth_loss = self._losses(stream.draw(batch, self.net.config, self.random), self.random)
+        loss, depth_loss = self._losses(stream, batch, self.random)
         bits = loss.item() / math.log(2)
         if not math.isfinite(bits):
             raise NacError(f"the entropy model's loss is not finite: {NOT_FINITE}")
@@ -135,11 +135,21 @@ class _Learner:
     def unseen(self, stream: "_Stream") -> float:
         """Bits per code as `update` gives them, of always the same stretches."""
         random = torch.Generator().manual_seed(0)
-        nats = [self._losses(stream.draw(8, self.net.config, random), random)[0].item() for _ in range(_UNSEEN)]
+        nats = [self._losses(stream, _UNSEEN_BATCH, random)[0].item() for _ in range(_UNSEEN)]
         return float(np.mean(nats)) / math.log(2)
 
-    def _losses(self, drawn: tuple[Tensor, ...], random: torch.Generator) -> tuple[Tensor, Tensor]:
-        return _losses(self.net, *(part.to(self.device) for part in drawn), random)
+    def _losses(self, stream: "_Stream", batch: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Nats a code and a depth, of random stretches and some of the books: half of the first eight, four others."""
+        places, depths, is_told = (part.to(self.device) for part in stream.draw(batch, self.net.config, random))
+        books = self.net.config.num_books
+        early = min(8, books)
+        chosen = torch.randperm(early, generator=random)[:4].tolist()
+        chosen = sorted(chosen + (early + torch.randperm(books - early, generator=random)[:4]).tolist())
+        with torch.autocast(places.device.type, torch.bfloat16):
+            depth_nats, nats = self.net.losses(places, depths, is_told, chosen)
+        is_there = torch.tensor(chosen, device=places.device)[:, None, None] < depths
+        loss = (nats * is_there).sum() / is_there.sum().clamp_min(1)
+        return loss, (depth_nats.mean(1) * is_told).sum() / is_told.sum().clamp_min(1)
 
     def save(self, path: Path) -> None:
         """Write what a resumed training needs."""
@@ -478,8 +488,7 @@ class _Stream:
     """Rows (S, R, T), end to end, and what they are as places in class order."""
 
     def __init__(self, rows: np.ndarray, form: Paths | Codes, ranks: np.ndarray):
-        self._rows, self._form = rows, form
-        self._ranks = ranks.astype(np.int16)
+        self._rows, self._form, self._ranks = rows, form, ranks
 
     def split(self, share: float) -> tuple["_Stream", "_Stream"]:
         """The first sequences, of so large a share, and the others."""
@@ -498,9 +507,9 @@ class _Stream:
         """Places (S, K, 512) of all books: at most 64 stretches, evenly spread."""
         sequences, _, frames = self._rows.shape
         length = min(MAX_FRAMES, sequences * frames)
-        count = min(64, sequences * frames // length)
-        rows = np.stack([self._stretch(int(start), length)
-                         for start in np.linspace(0, sequences * frames // length - 1, count).astype(int) * length])
+        most = sequences * frames // length
+        chosen = np.linspace(0, most - 1, min(64, most)).astype(int)
+        rows = np.stack([self._stretch(number * length, length) for number in chosen.tolist()])
         return self._places(self._form.plain(rows, np.full((1, 1), len(self._ranks))))
 
     def _stretch(self, start: int, length: int = MAX_FRAMES) -> np.ndarray:
@@ -511,8 +520,8 @@ class _Stream:
 
     def _places(self, codes: np.ndarray) -> Tensor:
         """Codes (B, K and more, T) -> places, int64 (B, K, T)."""
-        places = np.stack([rank[codes[:, k]] for k, rank in enumerate(self._ranks)], 1)
-        return torch.from_numpy(places.astype(np.int64))
+        books = np.arange(len(self._ranks))[:, None]
+        return torch.from_numpy(self._ranks[books, codes[:, :len(books)]])
 
 
 def draw_depths(norms: Tensor, config: EntropyConfig, random: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -529,23 +538,6 @@ def draw_depths(norms: Tensor, config: EntropyConfig, random: torch.Generator) -
     least = int(torch.randint(4, (1,), generator=random) > 0)
     is_told = torch.rand(batch, generator=random) < _PRICED
     return torch.where(is_told[:, None], choose_depths(norms, prices, least), constant), is_told
-
-
-def _losses(net: EntropyNet, codes: Tensor, depths: Tensor, is_told: Tensor,
-            random: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Nats a code and a depth, of places (B, K, T) of which depths (B, T) are there, told (B,) or not.
-
-    Of some of the books: half of the first eight, and four others.
-    """
-    books = net.config.num_books
-    early = min(8, books)
-    chosen = torch.randperm(early, generator=random)[:4].tolist()
-    chosen = sorted(chosen + (early + torch.randperm(books - early, generator=random)[:4]).tolist())
-    with torch.autocast(codes.device.type, torch.bfloat16):
-        depth_nats, nats = net.losses(codes, depths, is_told, chosen)
-    is_there = torch.tensor(chosen, device=codes.device)[:, None, None] < depths
-    loss = (nats * is_there).sum() / is_there.sum().clamp_min(1)
-    return loss, (depth_nats.mean(1) * is_told).sum() / is_told.sum().clamp_min(1)
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from audiocodec.entropy import MAX_FRAMES, EntropyConfig
 from audiocodec.errors import NacError
 from audiocodec.model import ModelConfig
 from audiocodec.paths import Paths
-from audiocodec.quantizer import beams
+from audiocodec.quantizer import BEAM
 from audiocodec.training import distributed, report
 from audiocodec.training.config import STAGES, TrainConfig, fitted
 from audiocodec.training.data import Crops, clips
@@ -117,7 +117,7 @@ def finish(trainer: Trainer, about: dict) -> Path:
     config, run, generator = trainer.config, trainer.run, trainer.average
     length = trainer.lengths["entropy"]
     limit = {"updates": length} if trainer.count_updates else {"minutes": length * 2 / 3}
-    paths = Paths(beams(config.model.num_books, config.model.num_books))
+    paths = Paths([BEAM] * config.model.num_books)
     rows = _followed(trainer, paths, run / "paths.raw")
     tables = _level_tables(trainer, -(-len(rows) // _SEQUENCES))
     tensors = weights.codec_tensors({name: tensor.cpu().numpy() for name, tensor in generator.state_dict().items()})
