@@ -27,7 +27,8 @@ from audiocodec.training.data import Crops, clips
 from audiocodec.training.distributed import Team
 from audiocodec.training.generator import Generator
 from audiocodec.training.losses import (
-    Balancer, LoudnessDistance, SpectrumDistance, StructureDistance, waveform_distance)
+    Balancer, Discriminator, LoudnessDistance, SpectrumDistance, StructureDistance, adversarial_loss, matching_loss,
+    waveform_distance)
 from audiocodec.training.loop import Trainer
 from audiocodec.training.optimizer import Optimizer
 from audiocodec.training.run import Plan
@@ -120,6 +121,29 @@ def test_the_balancer_gives_each_loss_its_share():
     losses = {"small": 1e-3 * output[0], "large": 1e3 * output[1]}
     gradient = Balancer({"small": 3.0, "large": 1.0}).gradient(losses, output)
     assert gradient.tolist() == pytest.approx([0.75, 0.25])
+
+
+def test_the_generator_is_told_to_please_the_discriminator_and_to_match_its_features():
+    torch.manual_seed(0)
+    critic = Discriminator(channels=2)
+    speech, other = 0.1 * torch.randn(2, 1, 6400)
+    with torch.no_grad():
+        real, fake = critic(speech), critic(other)
+    assert float(matching_loss(real, real)) == 0 < float(matching_loss(real, fake))
+    scores = torch.cat([score.flatten() for score, _ in fake])
+    better = [(score + 1, features) for score, features in fake]
+    assert float(adversarial_loss(fake) - adversarial_loss(better)) == pytest.approx(1, abs=1e-5)
+    assert -scores.max() < float(adversarial_loss(fake)) < -scores.min()
+
+
+def test_the_discriminator_has_noise_60_db_under_each_item(source, tmp_path):
+    trainer = _trainer(source, tmp_path, 1)
+    real, fake = torch.randn(2, 2, 6400) * torch.tensor([[0.1], [0.001]])
+    seen = []
+    trainer._criticise = lambda both: seen.append(both) or []
+    trainer._opinions(real, fake)
+    noise = (seen[0] - torch.cat([real, fake])).square().mean(1).sqrt()
+    assert noise.tolist() == pytest.approx([1e-4, 1e-6, 1e-4, 1e-6], rel=0.1)
 
 
 # Codebooks
@@ -260,6 +284,24 @@ def test_a_resumed_run_equals_an_uninterrupted_one(source, tmp_path):
 
     for mine, theirs in zip(resumed.average.state_dict().values(), straight.average.state_dict().values()):
         assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("weight, kept", [(0.0, 1), (6.0, 2)])
+def test_only_without_a_discriminator_the_best_polish_is_kept(source, tmp_path, monkeypatch, weight, kept):
+    config = dataclasses.replace(TINY, validate_updates=1, losses=TINY.losses | {"adversarial": weight, "matching": 0})
+    trainer = _trainer(source, tmp_path, 0, config)
+    trainer.lengths["polish"] = 2
+    trainer.start()
+    averages = []
+
+    def worse_each_time(generator, clips, codes):
+        averages.append(copy.deepcopy(generator.state_dict()))
+        return validate(generator, clips, codes=codes) | {"score": len(averages)}
+
+    monkeypatch.setattr(loop, "validate", worse_each_time)
+    trainer.fit()
+    assert all(map(torch.equal, trainer.average.state_dict().values(), averages[kept - 1].values()))
+    assert not all(map(torch.equal, averages[0].values(), averages[1].values()))
 
 
 def test_another_model_cannot_be_resumed_and_other_settings_are_named(source, tmp_path, capsys):

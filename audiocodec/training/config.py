@@ -14,6 +14,7 @@ from audiocodec.model import LEVELS_FROM, ModelConfig
 
 DEFAULT = "nac-24k"
 STAGES = ("reconstruction", "adversarial", "polish", "entropy")
+ADVERSARIAL = ("adversarial", "matching")      # the losses that need a discriminator
 _FOLDER = Path(__file__).parents[1] / "configs"
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", list: "a list of whole numbers over 0"}
 _OR_NONE = "training.seed", "training.workers", "training.refit_crops"
@@ -159,5 +160,5 @@ def _problems(config: TrainConfig) -> Iterator[str]:
                f"{entropy.head_width}, head_hidden = {entropy.head_hidden}; expected {MAX_INNER} or less")
     if not sum(config.share.values()) > 0:
         yield "[share] leaves no stage any time"
-    if not sum(config.losses[name] for name in config.losses if name != "adversarial") > 0:
-        yield "[losses] gives all but adversarial no weight, and the first stage has nothing else"
+    if not sum(config.losses[name] for name in config.losses if name not in ADVERSARIAL) > 0:
+        yield "[losses] gives all but adversarial and matching no weight, and the first stage has nothing else"

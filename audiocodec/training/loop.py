@@ -17,14 +17,14 @@ from audiocodec.depths import PRICES
 from audiocodec.errors import NacError
 from audiocodec.training import checkpoint, report
 from audiocodec.training.codebooks import CodebookTrainer, refit
-from audiocodec.training.config import STAGES, TrainConfig
+from audiocodec.training.config import ADVERSARIAL, STAGES, TrainConfig
 from audiocodec.training.console import BAR, NOT_FINITE, Interrupt
 from audiocodec.training.data import Crops, loader
 from audiocodec.training.distributed import Team
 from audiocodec.training.generator import Generator, linear_start
 from audiocodec.training.losses import (
     Balancer, Discriminator, LoudnessDistance, SpectrumDistance, StructureDistance, adversarial_loss, critic_loss,
-    waveform_distance)
+    matching_loss, waveform_distance)
 from audiocodec.training.optimizer import Optimizer
 from audiocodec.training.validation import codebook_use, encode, examples, validate
 from audiocodec.weights import rounded
@@ -32,6 +32,7 @@ from audiocodec.weights import rounded
 CODEC_STAGES = STAGES[:3]
 _LOUDNESS_WINDOWS = 256, 768             # samples
 _SPECTRUM_WINDOW = 768                   # samples
+_UNHEARD = 1e-3                          # of an item's level, under which the discriminator has noise
 _PAYING = 0.7                            # share of items whose frames choose their depths by a price
 _LOG_UPDATES = 100
 _CHECKPOINT_SECONDS = 180
@@ -131,7 +132,7 @@ class Trainer:
                     self._fit_stage()
             if not self.settled:
                 self._settle()
-            if self.best and self.best["stage"] == "polish":    # whose codes are all the same
+            if self.best and self.best["stage"] == "polish" and not self._is_adversarial():    # codes are all the same
                 self.average.load_state_dict(self.best["average"])
             self.save()
 
@@ -180,7 +181,7 @@ class Trainer:
     def update(self) -> dict[str, Tensor]:
         """One step of the generator, and of the discriminator where the stage has one; the losses."""
         config = self.config
-        adversarial = self.stage != "reconstruction" and config.losses["adversarial"] > 0
+        adversarial = self._is_adversarial()
         rate = self._rate()
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate[self.stage] * rate
@@ -200,7 +201,7 @@ class Trainer:
         if adversarial:                         # one pass of the discriminator serves both sides
             with torch.autocast(self.team.device, torch.bfloat16):
                 real, fake = self._opinions(samples, leaf)
-                losses["adversarial"] = adversarial_loss(real, fake)
+                losses |= {"adversarial": adversarial_loss(fake), "matching": matching_loss(real, fake)}
                 reported["critic"] = critic_loss(real, fake)
         gradient = self.balancer.gradient(losses, leaf)
         if adversarial:
@@ -223,9 +224,17 @@ class Trainer:
         last = self.config.last_rate
         return min(1, (self.updates + 1) / 200) * (last + (1 - last) * 0.5 * (1 + math.cos(math.pi * self.progress())))
 
+    def _is_adversarial(self) -> bool:
+        return self.stage != "reconstruction" and max(self.config.losses[name] for name in ADVERSARIAL) > 0
+
     def _opinions(self, real: Tensor, fake: Tensor) -> tuple[list, list]:
-        """What the discriminator gives for real and for decoded samples, in one pass over both."""
-        both = self._criticise(torch.cat([real, fake]))
+        """What the discriminator gives for real and for decoded samples, in one pass over both.
+
+        Noise 60 dB under each item hides what nobody hears, such as what a recording lacks over its low-pass.
+        """
+        noise = torch.randn(2, *real.shape).to(real.device)        # of the random state that checkpoints have
+        noise = _UNHEARD * real.square().mean(-1, keepdim=True).sqrt() * noise
+        both = self._criticise(torch.cat([real, fake]) + noise.flatten(0, 1))
         halves = [[score.chunk(2), [feature.chunk(2) for feature in features]] for score, features in both]
         return tuple([(scores[i], [feature[i] for feature in features]) for scores, features in halves] for i in (0, 1))
 

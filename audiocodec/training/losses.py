@@ -195,12 +195,15 @@ def critic_loss(real, fake) -> Tensor:
     return sum(F.relu(1 - r).mean() + F.relu(1 + f).mean() for (r, _), (f, _) in zip(real, fake)) / len(real)
 
 
-def adversarial_loss(real, fake, matching_weight: float = 4.0) -> Tensor:
-    """What the generator minimises: the hinge, and the distance of features relative to the size of the real ones."""
-    hinge = sum(F.relu(1 - f).mean() for f, _ in fake) / len(fake)
+def adversarial_loss(fake) -> Tensor:
+    """What the generator minimises of the discriminator's scores."""
+    return sum(-f.mean() for f, _ in fake) / len(fake)
+
+
+def matching_loss(real, fake) -> Tensor:
+    """Distance of the discriminator's features, relative to the size of the real ones."""
     pairs = [(r.detach(), f) for (_, reals), (_, fakes) in zip(real, fake) for r, f in zip(reals, fakes)]
-    matching = sum(F.l1_loss(f, r).float() / r.abs().mean().float().clamp_min(1e-4) for r, f in pairs) / len(pairs)
-    return hinge + matching_weight * matching
+    return sum(F.l1_loss(f, r).float() / r.abs().mean().float().clamp_min(1e-4) for r, f in pairs) / len(pairs)
 
 
 class Balancer:

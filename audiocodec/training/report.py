@@ -21,7 +21,8 @@ _TITLES = {
     "perplexity": "perplexity of books ↑", "use": "entries in use ↑",
     "loudness": "loudness distance ↓", "spectrum": "spectrum distance ↓",
     "structure": "structure distance ↓", "waveform": "waveform distance ↓",
-    "adversarial": "adversarial loss", "critic": "critic's loss", "commitment": "commitment ↓",
+    "adversarial": "adversarial loss", "matching": "distance of features ↓", "critic": "critic's loss",
+    "commitment": "commitment ↓",
     "bits": "entropy stage: bits per code ↓",
     "gradient": "gradient norm", "rate": "learning rate", "waiting": "time waiting for data",
 }
