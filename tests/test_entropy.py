@@ -256,6 +256,20 @@ def test_training_ends_in_an_integer_model_that_does_what_its_twin_does():
     assert (depth_nats.sum() + (nats * is_there).sum()).item() / np.log(2) == pytest.approx(bits, rel=2e-3)
 
 
+@pytest.mark.parametrize("num_books, counts", [(32, (4, 3, 2)), (12, (4, 3, 0)), (2, (2, 0, 0))])
+def test_books_learn_in_turn_the_first_ones_most(num_books, counts):
+    torch = pytest.importorskip("torch")
+    from audiocodec.training import entropy as training
+    random = torch.Generator().manual_seed(0)
+    seen = set()
+    for _ in range(100):
+        chosen = training._choose_books(num_books, random)
+        assert chosen == sorted(set(chosen))
+        assert tuple(np.histogram(chosen, [0, 8, 16, 100])[0]) == counts
+        seen.update(chosen)
+    assert seen == set(range(num_books))
+
+
 def test_an_interrupted_training_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
     pytest.importorskip("torch")
     from audiocodec.training import entropy as training

@@ -38,6 +38,7 @@ _MASKED = -1e4
 _ROUNDING_FROM = 0.75              # of the way
 _PRICED = 0.6                      # of the sequences; the others have equally many books in all frames
 _DEPTH_WEIGHT = 0.1                # of a frame's depth, in codes
+_LEARNING = (8, 4), (8, 3), (None, 2)   # of the first books, the next and the rest so many learn in an update
 _LOG_UPDATES = 50
 _UNSEEN_UPDATES = 1000             # from one look at codes that are not trained on to the next ...
 _UNSEEN, _UNSEEN_BATCH = 8, 8      # ... at so many batches, of so many stretches
@@ -139,12 +140,9 @@ class _Learner:
         return float(np.mean(nats)) / math.log(2)
 
     def _losses(self, stream: "_Stream", batch: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Nats a code and a depth, of random stretches and some of the books: half of the first eight, four others."""
+        """Nats a code and a depth, of random stretches and some of the books."""
         places, depths, is_told = (part.to(self.device) for part in stream.draw(batch, self.net.config, random))
-        books = self.net.config.num_books
-        early = min(8, books)
-        chosen = torch.randperm(early, generator=random)[:4].tolist()
-        chosen = sorted(chosen + (early + torch.randperm(books - early, generator=random)[:4]).tolist())
+        chosen = _choose_books(self.net.config.num_books, random)
         with torch.autocast(places.device.type, torch.bfloat16):
             depth_nats, nats = self.net.losses(places, depths, is_told, chosen)
         is_there = torch.tensor(chosen, device=places.device)[:, None, None] < depths
@@ -163,6 +161,16 @@ class _Learner:
         self.optimizer.load_state_dict(state["optimizer"])
         self.updates, self.seconds = state["updates"], state["seconds"]
         self.random.set_state(state["random"].cpu())
+
+
+def _choose_books(num_books: int, random: torch.Generator) -> list[int]:
+    """The books that learn in an update, in rising order."""
+    chosen, first = [], 0
+    for size, count in _LEARNING:
+        size = min(size or num_books, num_books - first)
+        chosen += (first + torch.randperm(size, generator=random)[:count]).sort().values.tolist()
+        first += size
+    return chosen
 
 
 def class_ranks(codebooks: np.ndarray) -> np.ndarray:
