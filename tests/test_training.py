@@ -146,6 +146,15 @@ def test_the_discriminator_has_noise_60_db_under_each_item(source, tmp_path):
     assert noise.tolist() == pytest.approx([1e-4, 1e-6, 1e-4, 1e-6], rel=0.1)
 
 
+def test_the_discriminator_counts_less_where_many_books_are_used(source, tmp_path):
+    trainer = _trainer(source, tmp_path, 1)
+    made = torch.randn(3, 640, requires_grad=True)
+    judged = trainer._judged(made, torch.tensor([[1, 5], [5, 15], [15, 25]]))
+    assert torch.equal(judged, made)
+    judged.sum().backward()
+    assert made.grad[:, 0].tolist() == pytest.approx([1, 1, 1 / 8])
+
+
 # Codebooks
 
 def test_every_book_sends_the_encoder_its_gradient():

@@ -29,6 +29,7 @@ _LIMITS = {             # other counts are 1 or more, other numbers 0 or more
     "entropy.layers": (1, MAX_LAYERS),
     "entropy.window": (1, MAX_WINDOW),
     "training.last_rate": (0, 1),
+    "training.judged_books": (0.1, math.inf),
     "training.codebook_decay": (0, 1),
     "training.average_decay": (0, 1),
     **{name: (0, math.inf) for name in _OR_NONE},
@@ -51,6 +52,7 @@ class TrainConfig:
     last_rate: float
     discriminator_rate: float
     discriminator_channels: int
+    judged_books: float
     commitment: float
     codebook_decay: float
     average_decay: float

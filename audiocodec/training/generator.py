@@ -41,8 +41,8 @@ class Generator(nn.Module):
         return blocks[:, 1:].flatten(1)
 
     def forward(self, samples: Tensor, num_books: Tensor, prices: Tensor, books: CodebookTrainer,
-                frozen: bool) -> tuple[Tensor, Tensor]:
-        """Samples (B, N), coded with books (B,) at prices (B,) -> decoded samples, and the commitment loss.
+                frozen: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Samples (B, N), coded with books (B,) at prices (B,) -> decoded samples, books used (B, T), commitment loss.
 
         num_books, prices: see `CodebookTrainer.quantize`. frozen: encoder and codebooks stay as they are.
         """
@@ -52,7 +52,7 @@ class Generator(nn.Module):
         told, in_fours = torch.rand(2).tolist()
         frames = 4 if in_fours < 0.5 else 2
         levels = self.levels(samples, frames) if told < _TOLD else None
-        return self.samples(quantized, depths, levels, frames), commitment
+        return self.samples(quantized, depths, levels, frames), depths, commitment
 
     def accelerate(self, device: str, fuse: bool) -> None:
         """Run the networks' products in bfloat16, and compile them."""

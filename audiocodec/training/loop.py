@@ -190,7 +190,7 @@ class Trainer:
 
         samples = next(self.batches).to(self.team.device, non_blocking=True)
         num_books, prices = (torch.from_numpy(drawn).to(self.team.device) for drawn in self._draw_rates())
-        made, commitment = self._generate(samples, num_books, prices, self.books, self.stage == "polish")
+        made, depths, commitment = self._generate(samples, num_books, prices, self.books, self.stage == "polish")
 
         leaf = made.detach().requires_grad_()
         losses = {"loudness": sum(distance(leaf, samples).mean() for distance in self.loudness),
@@ -200,7 +200,7 @@ class Trainer:
         reported = {"commitment": commitment.detach()}
         if adversarial:                         # one pass of the discriminator serves both sides
             with torch.autocast(self.team.device, torch.bfloat16):
-                real, fake = self._opinions(samples, leaf)
+                real, fake = self._opinions(samples, self._judged(leaf, depths))
                 losses |= {"adversarial": adversarial_loss(fake), "matching": matching_loss(real, fake)}
                 reported["critic"] = critic_loss(real, fake)
         gradient = self.balancer.gradient(losses, leaf)
@@ -226,6 +226,14 @@ class Trainer:
 
     def _is_adversarial(self) -> bool:
         return self.stage != "reconstruction" and max(self.config.losses[name] for name in ADVERSARIAL) > 0
+
+    def _judged(self, made: Tensor, depths: Tensor) -> Tensor:
+        """Decoded samples (B, N), of which the discriminator's gradient is less for items of many books (B, T).
+
+        Where little has to be made up, what it asks for only takes the decoded audio farther from the original.
+        """
+        share = (self.config.judged_books / depths.float().mean(1)).clamp(max=1) ** 3
+        return torch.lerp(made.detach(), made, share[:, None])
 
     def _opinions(self, real: Tensor, fake: Tensor) -> tuple[list, list]:
         """What the discriminator gives for real and for decoded samples, in one pass over both.
