@@ -97,7 +97,7 @@ class Crops:
 
     def _levelled(self, random: np.random.Generator) -> np.ndarray:
         """A sound brought to a level of -24 +- 8 dB, as far as the limits of the gain allow."""
-        source = self.sources[random.choice(len(self.sources), p=self.weights)]
+        source = self.draw(random)
         channel = random.random() if random.random() < _ONE_CHANNEL else None
         crop = self.sound(source, random, channel)
         draw = random.random()
@@ -108,6 +108,10 @@ class Crops:
         level = 10 * np.log10(np.mean(crop ** 2) + 1e-10)
         gain = np.clip(random.normal(-24, 8) - level, *_GAIN_LIMITS)
         return crop * np.float32(random.choice((-1, 1)) * 10 ** (gain / 20))
+
+    def draw(self, random: np.random.Generator) -> Source:
+        """One of the sources."""
+        return self.sources[random.choice(len(self.sources), p=self.weights)]
 
     def _filtered(self, crop: np.ndarray, response: Callable) -> np.ndarray:
         length = len(crop) + _FILTER_TAIL

@@ -28,7 +28,7 @@ from audiocodec.training.sources import open_source
 _LEAD = 48                   # frames of context before a sequence
 _VALID_SECONDS = 8
 _SEQUENCES = 4               # coded together
-_LEVEL_BATCHES = 400         # of these, 3 h, that tables of levels are counted on
+_LEVEL_BATCHES = 1500        # of these, 11 h, that tables of levels are counted on
 _BEGUN = "init.safetensors"  # in the run's folder: the weights that it began from
 
 
@@ -181,13 +181,18 @@ def _stretches(trainer: Trainer) -> Crops:
 
 @torch.inference_mode()
 def _level_tables(trainer: Trainer, most: int) -> dict[str, np.ndarray]:
-    """The tables that levels of bands are coded by, counted on up to so many batches; none for a model without."""
+    """The tables that levels of bands are coded by, counted on up to so many batches; none for a model without.
+
+    Of sounds as they are in the sources: the noise and the tones of training's crops have other levels.
+    """
     num_bands = trainer.config.model.level_bands
     if not num_bands:
         return {}
     crops, counts = _stretches(trainer), np.zeros((levels.num_contexts(num_bands), levels.NUM_SYMBOLS))
-    for at in range(min(most, _LEVEL_BATCHES)):
-        samples = torch.from_numpy(crops.batch(at, _SEQUENCES)).to(trainer.team.device)
+    random = np.random.default_rng(trainer.config.seed + 1)
+    for _ in range(min(most, _LEVEL_BATCHES)):
+        sounds = [crops.sound(crops.draw(random), random) for _ in range(_SEQUENCES)]
+        samples = torch.from_numpy(np.stack(sounds)).to(trainer.team.device)
         for frames in levels.GROUPS:
             found = trainer.average.levels(samples, frames)[:, _LEAD::frames].transpose(1, 2).cpu().numpy()
             for sequence in found:
