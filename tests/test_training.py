@@ -155,6 +155,17 @@ def test_the_discriminator_counts_less_where_many_books_are_used(source, tmp_pat
     assert made.grad[:, 0].tolist() == pytest.approx([1, 1, 1 / 8])
 
 
+def test_a_machine_that_cannot_compile_is_told_and_trains_without(source, tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise RuntimeError("no C++ compiler")
+    monkeypatch.setattr(torch, "compile", lambda function: fail)
+    trainer = _trainer(source, tmp_path, 1, dataclasses.replace(TINY, compile=True))
+    trainer.start()
+    trainer.fit()
+    assert capsys.readouterr().err.startswith("torch.compile does not work here (it needs a C++ compiler")
+    assert trainer.total_updates > 0
+
+
 # Codebooks
 
 def test_every_book_sends_the_encoder_its_gradient():

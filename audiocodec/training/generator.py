@@ -61,6 +61,15 @@ class Generator(nn.Module):
             stack.forward = torch.autocast(device, torch.bfloat16)(plain)
 
 
+def can_compile(device: str) -> bool:
+    """Whether torch.compile works here: on a CPU it needs a C++ compiler, and a torch whose path has no spaces."""
+    try:
+        torch.compile(lambda x: x.exp() + 1)(torch.ones(8, device=device))
+    except RuntimeError:                     # what all errors of the compiler are
+        return False
+    return True
+
+
 @torch.no_grad()
 def linear_start(generator: Generator, samples: Tensor) -> None:
     """Start from samples (B, N): the linear path becomes the principal components of their companded MDCT frames,

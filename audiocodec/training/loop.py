@@ -21,7 +21,7 @@ from audiocodec.training.config import ADVERSARIAL, STAGES, TrainConfig
 from audiocodec.training.console import BAR, NOT_FINITE, Interrupt
 from audiocodec.training.data import Crops, loader
 from audiocodec.training.distributed import Team
-from audiocodec.training.generator import Generator, linear_start
+from audiocodec.training.generator import Generator, can_compile, linear_start
 from audiocodec.training.losses import (
     Balancer, Discriminator, LoudnessDistance, SpectrumDistance, StructureDistance, adversarial_loss, critic_loss,
     matching_loss, waveform_distance)
@@ -67,7 +67,11 @@ class Trainer:
         self.borrowed: dict | None = None    # the model's settings, if they came with weights to begin from
         self.settled = False                 # whether encoder and books are final
         self.best: dict | None = None        # score, stage and averaged weights of the best validation
-        self.generator.accelerate(team.device, config.compile)
+        fuse = config.compile and can_compile(team.device)
+        if fuse < config.compile and team.leads:
+            print("torch.compile does not work here (it needs a C++ compiler, and no space in torch's path): "
+                  "training without it, which takes longer", file=sys.stderr)
+        self.generator.accelerate(team.device, fuse)
         self._begin_stage()
 
     def start(self) -> None:
