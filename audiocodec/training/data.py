@@ -109,14 +109,14 @@ class Crops:
         gain = np.clip(random.normal(-24, 8) - level, *_GAIN_LIMITS)
         return crop * np.float32(random.choice((-1, 1)) * 10 ** (gain / 20))
 
-    def draw(self, random: np.random.Generator) -> Source:
-        """One of the sources."""
-        return self.sources[random.choice(len(self.sources), p=self.weights)]
-
     def _filtered(self, crop: np.ndarray, response: Callable) -> np.ndarray:
         length = len(crop) + _FILTER_TAIL
         gains = response(np.fft.rfftfreq(length, 1 / self.sample_rate))
         return np.fft.irfft(np.fft.rfft(crop, length) * gains, length)[:len(crop)].astype(np.float32)
+
+    def draw(self, random: np.random.Generator) -> Source:
+        """One of the sources, by their weights."""
+        return self.sources[random.choice(len(self.sources), p=self.weights)]
 
     def sound(self, source: Source, random: np.random.Generator, channel: float | None = None) -> np.ndarray:
         """A crop as it is in the files, float32 (num_samples,): the mean of the channels, or one of them.

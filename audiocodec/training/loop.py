@@ -68,7 +68,7 @@ class Trainer:
         self.settled = False                 # whether encoder and books are final
         self.best: dict | None = None        # score, stage and averaged weights of the best validation
         fuse = config.compile and can_compile(team.device)
-        if fuse < config.compile and team.leads:
+        if config.compile and not fuse and team.leads:
             print("torch.compile does not work here (it needs a C++ compiler, and no space in torch's path): "
                   "training without it, which takes longer", file=sys.stderr)
         self.generator.accelerate(team.device, fuse)

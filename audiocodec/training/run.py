@@ -189,7 +189,7 @@ def _level_tables(trainer: Trainer, most: int) -> dict[str, np.ndarray]:
     if not num_bands:
         return {}
     crops, counts = _stretches(trainer), np.zeros((levels.num_contexts(num_bands), levels.NUM_SYMBOLS))
-    random = np.random.default_rng(trainer.config.seed + 1)
+    random = np.random.default_rng(crops.seed)
     for _ in range(min(most, _LEVEL_BATCHES)):
         sounds = [crops.sound(crops.draw(random), random) for _ in range(_SEQUENCES)]
         samples = torch.from_numpy(np.stack(sounds)).to(trainer.team.device)
