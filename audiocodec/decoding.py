@@ -183,8 +183,7 @@ def find_walk(header: container.Header, codec: Codec) -> seek.Walk:
     if before.samples * config.sample_rate // header.sample_rate < before.segments * header.segment_frames * config.hop:
         raise FormatError(f"a part that begins at sample {before.samples}, before its first segment")
     resampler = make_resampler(codec, header)
-    look_back = config.decoder_blocks * (config.kernel - 1) + 1     # the network and the overlap
-    return seek.Walk(header.sample_rate, config.sample_rate, config.hop, look_back, header.segment_frames,
+    return seek.Walk(header.sample_rate, config.sample_rate, config.hop, config.decoder_reach, header.segment_frames,
                      resampler.chunk, resampler.context, _held(header, codec))
 
 

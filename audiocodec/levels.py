@@ -57,11 +57,11 @@ class LevelModel:
         first = counts[_first_contexts(self.num_bands)]
         levels[:, :, 0] = np.cumsum(take(np.repeat(first[None], sequences, 0)) - (NUM_LEVELS - 1), 1)
         for step in _steps(num_groups):
-            places, below = step[1], None
-            for band in levels.swapaxes(0, 1):
-                contexts, expected = _expectation(band, step, below)
-                below = take(counts[contexts]) - (NUM_LEVELS - 1)
-                band[:, places] = expected + below
+            contexts, expected = _expectations(levels, step)
+            below = None
+            for band in range(self.num_bands):
+                below = take(counts[contexts[:, band] + _change(below)]) - (NUM_LEVELS - 1)
+                levels[:, band, step[1]] = expected[:, band] + below
         if levels.min() < 0 or levels.max() >= NUM_LEVELS:
             raise FormatError("a damaged payload (a level that does not exist)")
         return levels
@@ -83,12 +83,12 @@ def coded(levels: np.ndarray, frames: int) -> tuple[np.ndarray, np.ndarray]:
     contexts = [_first_contexts(len(levels))]
     symbols = [np.diff(levels[:, 0], prepend=0)]
     for step in _steps(levels.shape[1]):
-        below = None
-        for band in levels:
-            context, expected = _expectation(band, step, below)
-            below = band[step[1]] - expected
-            contexts.append(context)
-            symbols.append(below)
+        context, expected = _expectations(levels, step)
+        differences = levels[:, step[1]] - expected
+        context[:1] += _change(None)
+        context[1:] += _change(differences[:-1])
+        contexts.append(context.ravel())
+        symbols.append(differences.ravel())
     return np.concatenate(contexts) + _of_frames(frames, len(levels)), np.concatenate(symbols) + NUM_LEVELS - 1
 
 
@@ -113,16 +113,18 @@ def _first_contexts(num_bands: int) -> np.ndarray:
     return 2 * _STRIDES * _SPREADS * _CHANGES + np.arange(num_bands)
 
 
-def _expectation(band: np.ndarray, step: Step, below: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """The contexts of a step's levels, and what these are expected to be.
+def _expectations(levels: np.ndarray, step: Step) -> tuple[np.ndarray, np.ndarray]:
+    """The contexts of a step's levels but for what the band below did, and what these levels are expected to be.
 
-    band: levels (..., P), of which those left and right are known. below: what the band below differed by (..., n), if
-    there is one.
+    levels: (..., P), of which those left and right are known.
     """
     stride, _, left, right = step
-    left, has_right = band[..., left], right != _NONE
-    right = np.where(has_right, band[..., right], left)
+    left, has_right = levels[..., left], right != _NONE
+    right = np.where(has_right, levels[..., right], left)
     spread = np.where(has_right, np.minimum(np.abs(right - left), _SPREADS - 2), _SPREADS - 1)
-    change = _CHANGES - 1 if below is None else below.clip(-_MOST_CHANGE, _MOST_CHANGE) + _MOST_CHANGE
-    contexts = ((stride * _SPREADS + spread) * _CHANGES + change) * 2 + (left + right) % 2
-    return contexts, (left + right) // 2
+    return (stride * _SPREADS + spread) * _CHANGES * 2 + (left + right) % 2, (left + right) // 2
+
+
+def _change(below: np.ndarray | None) -> np.ndarray | int:
+    """What is to be added to the contexts of levels for how much the band below differed, if there is one."""
+    return 2 * (_CHANGES - 1 if below is None else below.clip(-_MOST_CHANGE, _MOST_CHANGE) + _MOST_CHANGE)

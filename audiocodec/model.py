@@ -60,6 +60,16 @@ class ModelConfig:
         return [min(dim, self.latent_dim) for dim in coarse + [self.latent_dim] * self.num_books][:self.num_books]
 
     @property
+    def encoder_reach(self) -> int:
+        """How many frames before one the encoder sees: those of its network, and the block that the MDCT shares."""
+        return self.encoder_blocks * (self.kernel - 1) + 1
+
+    @property
+    def decoder_reach(self) -> int:
+        """The same of the decoder, which adds up the overlap of two."""
+        return self.decoder_blocks * (self.kernel - 1) + 1
+
+    @property
     def bits_per_book(self) -> float:
         """What one codebook takes in bit/s before entropy coding."""
         return self.sample_rate / self.hop * math.log2(self.book_size)

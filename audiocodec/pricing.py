@@ -10,7 +10,8 @@ from audiocodec.paths import Codes, Paths
 
 _LOWEST, _HIGHEST = 1e-3, 1e3     # price
 _STEPS = 15                       # of the search for a price: to 0.05 %
-_BITS = 2 + torch.cumsum(torch.tensor([0.0] + [9.75 - 3.75 * 0.7 ** k for k in range(MAX_DEPTH)]), 0)  # at first
+_DEPTH_BITS = 2                   # at first: what telling a depth takes,
+_BOOK_BITS = 9.75 - 3.75 * 0.7 ** np.arange(MAX_DEPTH)      # and each book
 _MEMORY = 0.7                     # for the ratio of earlier segments, from one time to the next
 _FRAMES = 1 << 15                 # that estimates rest upon, about
 _AIM = 0.997                      # of the budget: what is tried next, ...
@@ -31,7 +32,8 @@ class Pricing:
         self._stride = 1 + sum(rows.shape[2] for rows in segments) // _FRAMES
         norms = [form.norms(rows[:, :, ::self._stride]) for rows in segments]
         self._starts = np.cumsum([0] + [part.shape[2] for part in norms])
-        self._norms = torch.from_numpy(np.concatenate(norms, 2))
+        self._limits = limits(np.concatenate(norms, 2))
+        self._limits[0, 0] = np.inf      # mid and mono have a book even in silence
 
     def depths(self, rows: np.ndarray, price: float) -> np.ndarray:
         """Rows (C, R, t) -> the books that their frames use at a price, int64 (C, t)."""
@@ -39,9 +41,10 @@ class Pricing:
 
     def bits(self, price: float, first: int, end: int | None = None) -> float:
         """About what the segments from `first` to before `end` take."""
-        part = self._norms[:, :, self._starts[first]:None if end is None else self._starts[end]]
-        depths = _depths(part, price)
-        return float(_BITS[depths].sum()) * self._stride * self.ratio
+        part = self._limits[:, :, self._starts[first]:None if end is None else self._starts[end]]
+        uses = np.count_nonzero(part > price, 2).sum(0)      # of each book
+        bits = part.shape[0] * part.shape[2] * _DEPTH_BITS + uses @ _BOOK_BITS[:len(uses)]
+        return float(bits) * self._stride * self.ratio
 
     def learn(self, price: float, first: int, end: int | None, bits: float) -> None:
         """Take note of what they took in truth. What came before counts on, the less the longer ago it was."""
@@ -79,6 +82,19 @@ class Pricing:
             if size <= budget or price == _HIGHEST:
                 best = made, price
         return best
+
+
+def limits(norms: np.ndarray) -> np.ndarray:
+    """Norms (C, K + 1, T) -> (C, K, T): the prices below which a frame uses more than 0, 1, ... books.
+
+    What `choose_depths` decides by, up to rounding: once this is known, any price is quickly tried. A frame takes more
+    than k books if some number of books beyond k brings more for each than the price, for all numbers up to k.
+    """
+    norms = norms[:, :MAX_DEPTH + 1]
+    last = norms.shape[1] - 1
+    counts = np.arange(1, last + 1, dtype=np.float32)[:, None]
+    worth = [((norms[:, k:k + 1] - norms[:, k + 1:]) / counts[:last - k]).max(1) for k in range(last)]
+    return np.minimum.accumulate(np.stack(worth, 1), 1)
 
 
 def _depths(norms: torch.Tensor, price: float) -> torch.Tensor:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from inspect import isfunction, isgenerator
 
-from audiocodec import audio, container, entropy, pcm, quantizer, rangecoder, tokens
+from audiocodec import audio, container, entropy, pcm, quantizer, rangecoder, threads, tokens
 
 REST = "rest"  # all time that no stage has: converting, joining, choosing the rate
 ENCODE = ("read audio", "resample", "encoder network", "quantizer search", "entropy model", "range coder", "write .nac",
@@ -44,7 +44,8 @@ def _calls() -> list[tuple[type, str, str]]:
 class Stages:
     """The seconds that each stage takes for itself, without those that it calls.
 
-    settle() waits until a device has done what it was told. Threads count side by side.
+    settle() waits until a device has done what it was told. Threads count side by side, each for the stage that waits
+    for it until another begins; waiting counts for nothing.
     """
 
     def __init__(self, settle: Callable[[], None] = lambda: None):
@@ -59,13 +60,25 @@ class Stages:
         plain = [(owner, name, vars(owner)[name], stage) for owner, name, stage in _calls()]
         for owner, name, call, stage in plain:
             setattr(owner, name, self.wrapped(call, stage))
+        threads.around = self._awaited
         self._enter(REST)
         try:
             yield
         finally:
             self._leave()
+            threads.around = contextlib.nullcontext
             for owner, name, call, _ in plain:
                 setattr(owner, name, call)
+
+    @contextlib.contextmanager
+    def _awaited(self, call: Callable) -> Iterator[Callable]:
+        """The call as one for threads, while this one waits."""
+        stage = self._switch()[-1]
+        self._enter(None)
+        try:
+            yield self.wrapped(call, stage)
+        finally:
+            self._leave()
 
     def wrapped(self, call: Callable, stage: str) -> Callable:
         """The same call, its time, or that of every step of the generator it returns, counted."""
@@ -91,18 +104,18 @@ class Stages:
                 self._leave()
             yield step
 
-    def _enter(self, stage: str) -> None:
+    def _enter(self, stage: str | None) -> None:
         self._switch().append(stage)
 
     def _leave(self) -> None:
         self._switch().pop()
 
-    def _switch(self) -> list[str]:
-        """Give the stage that runs what it took up to now; return all that run in this thread."""
+    def _switch(self) -> list[str | None]:
+        """Give the stage that runs what it took up to now; return all that run in this thread, None where it waits."""
         self._settle()
         now = time.perf_counter()
         running = vars(self._thread).setdefault("running", [])
-        if running:
+        if running and running[-1]:
             with self._lock:
                 self.seconds[running[-1]] = self.seconds.get(running[-1], 0) + now - self._thread.since
         self._thread.since = now

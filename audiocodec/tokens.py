@@ -1,5 +1,5 @@
 """A loaded model: samples <-> codes, whole or in pieces of any size."""
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -12,10 +12,12 @@ from audiocodec.levels import GROUPS, LevelModel
 from audiocodec.model import Decoder, Encoder, ModelConfig
 from audiocodec.paths import Paths
 from audiocodec.quantizer import ResidualQuantizer
+from audiocodec.threads import mapped
 from audiocodec.whole import WholeLinear
 
 DEFAULT_MODEL = "nac-24k"
 _ENCODED, _DECODED = 1024, 512       # frames of all channels that go through a network at once: memory grows with them
+_WORTH = 3                           # times the frames that a run has to begin with: fewer are not worth a thread
 
 
 class Codec:
@@ -143,7 +145,8 @@ class StreamEncoder:
         """level_frames: of a group; 0: no levels are told. paths: in place of codes, rows have these."""
         self._codec, self._num_books, self._level_frames, self._paths = codec, num_books, level_frames, paths
         self._waiting = np.zeros((batch, 0), np.float32)
-        self._state = codec.encoder.start(torch.zeros(batch, 1, dtype=torch.float64, device=codec.device))
+        self._state = self._start = codec.encoder.start(torch.zeros(batch, 1, dtype=torch.float64, device=codec.device))
+        self._lead = -(-codec.config.encoder_reach // max(GROUPS)) * max(GROUPS)
         num_rows = (paths.num_rows if paths else num_books) + codec.config.level_bands * bool(level_frames)
         self._empty = np.zeros((batch, num_rows, 0), np.uint16 if paths else np.int64)
         self._has_input = False
@@ -156,7 +159,6 @@ class StreamEncoder:
         self._has_input |= bool(samples.shape[1])
         return self._push(samples, max(1, self._level_frames))
 
-    @torch.inference_mode()
     def _push(self, samples: np.ndarray, at_once: int) -> np.ndarray:
         """The rows of as many times so many frames as there are."""
         hop = self._codec.config.hop
@@ -164,8 +166,19 @@ class StreamEncoder:
         num_frames = self._waiting.shape[1] // (at_once * hop) * at_once
         blocks = self._waiting[:, :num_frames * hop].reshape(len(samples), num_frames, hop)
         self._waiting = self._waiting[:, num_frames * hop:]
-        pieces = [self._encode(blocks[:, part]) for part in _passes(num_frames, len(samples), _ENCODED)]
-        return np.concatenate([self._empty, *pieces], 2)
+        runs = self._runs(num_frames)
+        encode = partial(self._encode_run, blocks, _ENCODED // max(1, len(runs)))
+        found = mapped(encode, runs, len(runs)) if len(runs) > 1 else list(map(encode, runs))
+        if found:
+            self._state = found[-1][1]
+        return np.concatenate([self._empty, *(rows for rows, _ in found)], 2)
+
+    def _runs(self, num_frames: int) -> list[slice]:
+        """Frames in equal parts, one for each thread, where these are much more than what a run has to begin with."""
+        threads = 1 if self._codec.device == "cuda" else torch.get_num_threads()
+        count = max(1, min(threads, num_frames // (_WORTH * self._lead)))
+        size = -(-num_frames // (count * max(GROUPS))) * max(GROUPS)
+        return [slice(at, min(at + size, num_frames)) for at in range(0, num_frames, size)] if size else []
 
     def flush(self) -> np.ndarray:
         """The last codes, which complete the last block and the overlap after it."""
@@ -174,17 +187,33 @@ class StreamEncoder:
         padding = -self._waiting.shape[1] % self._codec.config.hop + self._codec.config.hop
         return self._push(np.zeros((len(self._waiting), padding), np.float32), 1)
 
-    def _encode(self, blocks: np.ndarray) -> np.ndarray:
+    @torch.inference_mode()
+    def _encode_run(self, blocks: np.ndarray, most: int, run: slice) -> tuple[np.ndarray, few.State]:
+        """The rows of some of the blocks, so many at once, and the state after them.
+
+        A later run than the first has no state to begin with, but all frames before it that the network sees.
+        """
+        lead = self._lead if run.start else 0
+        state = self._start if run.start else self._state
+        pieces = []
+        for part in _passes(run.start - lead, run.stop, len(blocks), most):
+            rows, state = self._encode(blocks[:, part], state, lead)
+            pieces.append(rows)
+            lead = 0
+        return np.concatenate(pieces, 2), state
+
+    def _encode(self, blocks: np.ndarray, state: few.State, lead: int) -> tuple[np.ndarray, few.State]:
+        """The rows of blocks from the frame number `lead` on, and the state after them."""
         blocks = torch.from_numpy(blocks.astype(np.float64)).to(self._codec.device)
-        latents, levels, self._state = self._codec.encode_blocks(blocks, self._state, self._level_frames)
-        latents = latents.transpose(1, 2)
+        latents, levels, state = self._codec.encode_blocks(blocks, state, self._level_frames)
+        latents = latents[:, lead:].transpose(1, 2)
         if self._paths:
             rows = self._codec.quantizer.follow(latents, self._paths)
         else:
             rows = self._codec.quantizer.encode(latents, self._num_books).cpu().numpy()
         if levels is not None:
-            rows = np.concatenate([rows, levels.transpose(1, 2).cpu().numpy().astype(rows.dtype)], 1)
-        return rows
+            rows = np.concatenate([rows, levels[:, lead:].transpose(1, 2).cpu().numpy().astype(rows.dtype)], 1)
+        return rows, state
 
 
 class StreamDecoder:
@@ -205,7 +234,7 @@ class StreamDecoder:
         num_frames, device = codes.shape[2], self._codec.device
         codes = torch.from_numpy(codes).to(device)
         num_books = torch.from_numpy(num_books).to(device).reshape(len(codes), -1).expand(-1, num_frames)
-        passes = _passes(num_frames, len(codes), _DECODED)
+        passes = _passes(0, num_frames, len(codes), _DECODED)
         is_told = levels is not None and (levels >= 0).any()
         told = torch.from_numpy(levels).to(device, torch.float64).transpose(1, 2) if is_told else None
         pieces = [self._decode(codes[:, :, part], num_books[:, part], told[:, part] if is_told else None, level_frames)
@@ -221,7 +250,7 @@ class StreamDecoder:
         return blocks.flatten(1).float().cpu().numpy()
 
 
-def _passes(num_frames: int, batch: int, most: int) -> list[slice]:
+def _passes(start: int, stop: int, batch: int, most: int) -> list[slice]:
     """Frames in parts, of so many in the whole batch if that does not divide groups that have levels in common."""
     size = max(1, most // max(1, batch) // max(GROUPS)) * max(GROUPS)
-    return [slice(at, at + size) for at in range(0, num_frames, size)]
+    return [slice(at, min(at + size, stop)) for at in range(start, stop, size)]

@@ -1,5 +1,6 @@
 """`nac bench`: the tracing of stages, and the form of what it says; no time is held to a limit."""
 
+import contextlib
 import importlib.util
 import json
 import re
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from audiocodec import bench, bench_report, cli, encodec_speed, entropy, options, processes, scores, stages
+from audiocodec import bench, bench_report, cli, encodec_speed, entropy, options, processes, scores, stages, threads
 from audiocodec.errors import NacError
 
 
@@ -47,6 +48,23 @@ def test_threads_count_side_by_side():
         for thread in threads:
             thread.join()
     assert found.seconds["nap"] >= 0.15
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_what_threads_do_counts_for_the_stage_that_waits_for_them(num_threads, monkeypatch):
+    monkeypatch.setattr(threads.torch, "get_num_threads", lambda: num_threads)
+    found = stages.Stages()
+    inner = found.wrapped(lambda: time.sleep(0.05), "inner")
+
+    def part(_):
+        time.sleep(0.1)
+        inner()
+
+    with found.traced():
+        found.wrapped(lambda: threads.mapped(part, range(2), 2), "outer")()
+    assert found.seconds["inner"] == pytest.approx(0.1, abs=0.08)
+    assert found.seconds["outer"] == pytest.approx(0.2, abs=0.08)     # 0.35 if the wait counted too
+    assert threads.around is contextlib.nullcontext
 
 
 def test_tracing_leaves_no_trace():

@@ -5,6 +5,7 @@ import zlib
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from audiocodec import codec as walks
 from audiocodec import container, editing, encoding, payloads, rangecoder
@@ -37,6 +38,22 @@ def test_codes_do_not_depend_on_how_audio_is_cut(codec, speech):
         encoder = StreamEncoder(codec, 1, 16)
         pieces = [encoder.push(speech[:, at:min(at + size, length)]) for at in range(0, length, size)]
         assert np.array_equal(np.concatenate([*pieces, encoder.flush()], 2), whole)
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_codes_and_levels_do_not_depend_on_threads(codec, speech, threads):
+    before, samples = torch.get_num_threads(), np.concatenate([speech, 0.1 * speech[:, ::-1]])
+    found = []
+    try:
+        for count in (1, threads):
+            torch.set_num_threads(count)
+            encoder = StreamEncoder(codec, 2, 12, level_frames=4)
+            assert len(encoder._runs(samples.shape[1] // 320)) == count
+            pieces = [encoder.push(samples[:, :90_000]), encoder.push(samples[:, 90_000:]), encoder.flush()]
+            found.append(np.concatenate(pieces, 2))
+    finally:
+        torch.set_num_threads(before)
+    assert np.array_equal(*found)
 
 
 def test_samples_do_not_depend_on_how_codes_are_cut(codec, speech):

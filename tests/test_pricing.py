@@ -1,9 +1,11 @@
 """pricing.py: the price at which what is coded stays within a budget, and near it."""
 import numpy as np
 import pytest
+import torch
 
+from audiocodec.depths import choose_depths
 from audiocodec.paths import Codes
-from audiocodec.pricing import Pricing
+from audiocodec.pricing import Pricing, limits
 
 BOOKS = 12
 
@@ -96,3 +98,12 @@ def test_many_frames_are_judged_by_some(codebooks):
     codes = np.random.default_rng(3).integers(0, 32, (1, BOOKS, 2000)).astype(np.uint16)
     few, many = Pricing(Codes(codebooks), [codes]), Pricing(Codes(codebooks), [codes] * 50)
     assert many.bits(0.3, 0) == pytest.approx(50 * few.bits(0.3, 0), rel=0.05)
+
+
+def test_limits_are_where_depths_change():
+    norms = np.abs(np.random.default_rng(4).normal(0, 1, (2, BOOKS + 1, 300)).cumsum(1)[:, ::-1]).astype(np.float32)
+    found = limits(norms)
+    for price in (0.01, 0.2, 0.7, 3):
+        chosen = choose_depths(torch.from_numpy(norms), price, 0).numpy()
+        assert 0 < chosen.mean() < BOOKS
+        assert np.array_equal((found > price).sum(1), chosen)
