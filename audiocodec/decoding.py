@@ -13,6 +13,8 @@ from audiocodec.errors import FormatError
 from audiocodec.stereo import from_mid_side
 from audiocodec.tokens import Codec, StreamDecoder
 
+_TOGETHER = 512     # frames that are decoded at once, if they are there
+
 
 @dataclass(frozen=True)
 class DecodeResult:
@@ -33,7 +35,7 @@ def decode(reader: container.Reader, codec: Codec, damaged: list[str], excerpt: 
     group: one of the ways that payloads.py has to take several segments at once.
     """
     synthesis = Synthesis(codec, reader.header, excerpt)
-    for segment in read_codes(reader, codec, damaged, excerpt, codebooks, is_partial, group):
+    for segment in read_codes(reader, codec, damaged, excerpt, codebooks, is_partial, group, _TOGETHER):
         yield synthesis.push(segment)
         if synthesis.is_complete:
             return
@@ -100,8 +102,8 @@ def _held(header: container.Header, codec: Codec) -> int:
 
 def read_codes(reader: container.Reader, codec: Codec, damaged: list[str], excerpt: seek.Excerpt,
                codebooks: int | None = None, is_partial: bool = False,
-               group: Callable = payloads.batches) -> Iterator[payloads.Unpacked]:
-    """What each segment holds; codes 0, silence, for damage.
+               group: Callable = payloads.batches, together: int = 0) -> Iterator[payloads.Unpacked]:
+    """What each segment holds, or several of no more than so many frames together; codes 0, silence, for damage.
 
     No more frames than the number of samples asks for: FormatError if a sound file has more, or fewer.
     """
@@ -109,7 +111,7 @@ def read_codes(reader: container.Reader, codec: Codec, damaged: list[str], excer
     try:
         for batch in group(itertools.islice(reader, excerpt.num_segments)):
             damaged += [record.reason for record in batch if isinstance(record, container.Damage)]
-            yield from unpacking.push(batch, bool(damaged))
+            yield from payloads.joined(unpacking.push(batch, bool(damaged)), together)
         if not damaged and reader.trailer is not None:
             unpacking.check_length()
     except FormatError as error:

@@ -18,7 +18,8 @@ from audiocodec.stereo import to_mid_side
 from audiocodec.tokens import Codec, StreamEncoder
 
 SEGMENT_FRAMES = MAX_FRAMES          # what the entropy model takes at once
-_SHORT_SEGMENT_FRAMES = MAX_FRAMES // 2     # of a recording whose segments are all decoded side by side
+_SHORT_SEGMENT_FRAMES = 192          # the fewest that are worth it: an entropy model begins each knowing nothing
+_FRAMES_STEP = 16                    # between the lengths of segments
 LIVE_SEGMENT_FRAMES = 16             # the fewest that the format has
 _FILE_OVERHEAD, _SEGMENT_OVERHEAD = 48, 10     # bytes besides payloads, roughly
 _WORTH = 2.5                         # times the books that fit without entropy coding: what may be worth computing,
@@ -132,12 +133,12 @@ def encode(codec: Codec, blocks: Iterable[np.ndarray], source: Source, file, wis
 
 
 def suitable_frames(codec: Codec, source: Source) -> int:
-    """The frames of a segment: decoding takes a step for each, so short recordings get more and shorter segments."""
+    """The frames of a segment: decoding takes a step for each, so there are as many segments as fit side by side."""
     if source.num_samples is None:
         return SEGMENT_FRAMES
-    frames = source.num_samples * codec.config.sample_rate / source.sample_rate / codec.config.hop
-    is_short = source.channels * frames <= payloads.MOST * _SHORT_SEGMENT_FRAMES
-    return _SHORT_SEGMENT_FRAMES if is_short else SEGMENT_FRAMES
+    frames = codec.config.frames(-(-source.num_samples * codec.config.sample_rate // source.sample_rate))
+    each = -(-frames // (payloads.MOST // source.channels * _FRAMES_STEP)) * _FRAMES_STEP
+    return min(max(each, _SHORT_SEGMENT_FRAMES), SEGMENT_FRAMES)
 
 
 def make_header(codec: Codec, source: Source, wish: Wish, segment_frames: int) -> container.Header:

@@ -147,8 +147,11 @@ class EntropyModel:
         self._layers = [_Layer(config, tensors, f"layers.{i}") for i in range(config.layers)]
         # Sums and hidden values end in a 1, by which weights take their bias along: one call less for each.
         self._context = _with_bias(tensors, "context", one=True)[:-1], _with_bias(tensors, "context", one=True)[-1]
-        self._here, self._before = (np.pad(tensors[name].astype(np.float32), ((0, 0), (0, 0), (0, 1)))
-                                    for name in ("here", "before"))
+        self._here, self._before = (
+            np.pad(tensors[name].astype(np.float32).reshape(-1, config.head_width), ((0, 0), (0, 1)))
+            for name in ("here", "before"))
+        books = np.arange(config.detailed_books)[:, None]
+        self._here_starts, self._before_starts = books * BOOK_SIZE, books * (BOOK_SIZE + 1)
         self._depth_here, self._depth_before = (np.pad(tensors[name].astype(np.float32), ((0, 0), (0, 1)))
                                                 for name in ("depth.here", "depth.before"))
         self._depth_hidden = _with_bias(tensors, "depth.hidden", one=True)
@@ -250,7 +253,7 @@ class EntropyModel:
                 yield at + len(turn), rows, self.member_counts(alone, hidden, classes[None])[0], members
             for book, rows in zip(turn, used):
                 if book in self._detailed(turn):
-                    sums[rows] += self._here[book].take(by_book[book, rows], 0)
+                    sums[rows] += self._here.take(by_book[book, rows] + self._here_starts[book], 0)
 
     def start(self, sequences: int) -> State:
         """The state before the first frame of so many sequences."""
@@ -288,10 +291,13 @@ class EntropyModel:
 
     def hidden(self, turn: range, sums: np.ndarray, previous: np.ndarray) -> np.ndarray:
         """Context plus earlier books (N, E), and the places of this turn's books a frame ago (G, N) -> (G, N, H)."""
-        detailed = self._detailed(turn)
-        inputs = np.repeat(sums[None], len(turn), 0)
-        for book, rows, before in zip(detailed, inputs, previous):
-            rows += self._before[book].take(before, 0)
+        detailed = len(self._detailed(turn))
+        if detailed:
+            inputs = self._before.take(previous[:detailed] + self._before_starts[turn.start:turn.start + detailed], 0)
+            inputs += sums
+        if detailed < len(turn):
+            others = np.repeat(sums[None], len(turn) - detailed, 0)
+            inputs = np.concatenate([inputs, others]) if detailed else others
         return _limited(_rounded(_limited(inputs, _LOWEST) @ self._hidden[turn.start:turn.stop]), _ZERO)
 
     def class_counts(self, turn: range, hidden: np.ndarray) -> np.ndarray:
@@ -329,8 +335,10 @@ class EntropyModel:
 
     def add(self, turn: range, sums: np.ndarray, places: np.ndarray) -> None:
         """Add the places of this turn's books (G, N) to the sums (N, E) that later turns start from."""
-        for book, here in zip(self._detailed(turn), places):
-            sums += self._here[book].take(here, 0)
+        books = self._detailed(turn)
+        if books:
+            here = places[:len(books)] + self._here_starts[books.start:books.stop]
+            sums += np.add.reduce(self._here.take(here, 0), 0)
 
 
 class _Layer:

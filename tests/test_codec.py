@@ -123,8 +123,9 @@ def test_frames_differ_and_decode_as_their_depths_say(codec, speech, entropy):
 
 
 @pytest.mark.parametrize("channels, seconds, frames", [
-    (1, 1, 256), (1, 109, 256), (1, 110, 512), (2, 54, 256), (2, 55, 512), (1, None, 512)])
-def test_recordings_that_are_decoded_in_one_go_have_short_segments(codec, channels, seconds, frames):
+    (1, 1, 192), (1, 81, 192), (1, 82, 208), (2, 81, 384), (1, 218, 512), (2, 109, 512), (1, 4000, 512),
+    (1, None, 512)])
+def test_segments_are_short_while_all_are_decoded_in_one_go(codec, channels, seconds, frames):
     source = encoding.Source(48_000, channels, seconds and seconds * 48_000)
     file = io.BytesIO()
     encoding.encode(codec, [np.zeros((channels, 100), np.float32)], source, file, encoding.Wish(6, None, True),
@@ -342,3 +343,34 @@ def test_a_model_without_levels_refuses_a_file_that_tells_them(codec, speech, mo
     header = container.unpack(data)[0]
     with pytest.raises(FormatError, match="its model has none"):
         codec.coder(header.entropy_coded, header.level_frames)
+
+
+def test_pieces_are_joined_up_to_a_number_of_frames_and_where_groups_of_levels_end():
+    rng = np.random.default_rng(0)
+
+    def piece(frames, books):
+        codes = rng.integers(0, 9, (2, books, frames))
+        return payloads.Unpacked(codes, rng.integers(0, books, (2, frames)), rng.integers(0, 40, (2, 8, frames)))
+
+    pieces = [piece(*shape) for shape in ((192, 3), (192, 5), (192, 2), (6, 4), (8, 1), (600, 3))]
+    found = list(payloads.joined(iter(pieces), 500))
+    assert [one.codes.shape for one in found] == [(2, 5, 384), (2, 4, 198), (2, 1, 8), (2, 3, 600)]
+    for name in ("depths", "levels"):
+        assert np.array_equal(np.concatenate([getattr(one, name) for one in pieces], -1),
+                              np.concatenate([getattr(one, name) for one in found], -1))
+    first = found[0].codes
+    assert np.array_equal(first[:, :3, :192], pieces[0].codes) and not first[:, 3:, :192].any()
+    assert np.array_equal(first[:, :, 192:], pieces[1].codes)
+
+
+def test_pieces_before_damage_are_given():
+    piece = payloads.Unpacked(np.zeros((1, 2, 8), int), np.zeros((1, 8), int), np.zeros((1, 8, 8), int))
+
+    def pieces():
+        yield piece
+        raise FormatError("damaged")
+
+    found = payloads.joined(pieces(), 500)
+    assert next(found).codes.shape == (1, 2, 8)
+    with pytest.raises(FormatError, match="damaged"):
+        next(found)
