@@ -193,11 +193,10 @@ class StreamEncoder:
 
         A later run than the first has no state to begin with, but all frames before it that the network sees.
         """
-        lead = self._lead if run.start else 0
-        state = self._start if run.start else self._state
+        lead, state = (self._lead, self._start) if run.start else (0, self._state)
         pieces = []
-        for part in _passes(run.start - lead, run.stop, len(blocks), most):
-            rows, state = self._encode(blocks[:, part], state, lead)
+        for part in _passes(run, len(blocks), most):
+            rows, state = self._encode(blocks[:, part.start - lead:part.stop], state, lead)
             pieces.append(rows)
             lead = 0
         return np.concatenate(pieces, 2), state
@@ -234,7 +233,7 @@ class StreamDecoder:
         num_frames, device = codes.shape[2], self._codec.device
         codes = torch.from_numpy(codes).to(device)
         num_books = torch.from_numpy(num_books).to(device).reshape(len(codes), -1).expand(-1, num_frames)
-        passes = _passes(0, num_frames, len(codes), _DECODED)
+        passes = _passes(slice(0, num_frames), len(codes), _DECODED)
         is_told = levels is not None and (levels >= 0).any()
         told = torch.from_numpy(levels).to(device, torch.float64).transpose(1, 2) if is_told else None
         pieces = [self._decode(codes[:, :, part], num_books[:, part], told[:, part] if is_told else None, level_frames)
@@ -250,7 +249,7 @@ class StreamDecoder:
         return blocks.flatten(1).float().cpu().numpy()
 
 
-def _passes(start: int, stop: int, batch: int, most: int) -> list[slice]:
+def _passes(frames: slice, batch: int, most: int) -> list[slice]:
     """Frames in parts, of so many in the whole batch if that does not divide groups that have levels in common."""
     size = max(1, most // max(1, batch) // max(GROUPS)) * max(GROUPS)
-    return [slice(at, min(at + size, stop)) for at in range(start, stop, size)]
+    return [slice(at, min(at + size, frames.stop)) for at in range(frames.start, frames.stop, size)]

@@ -8,7 +8,7 @@ import soundfile
 import torch
 
 from audiocodec import codec as walks
-from audiocodec import container, editing, encoding, payloads, rangecoder
+from audiocodec import container, editing, encoding, payloads, rangecoder, tokens
 from audiocodec.codec import Codec, StreamDecoder, StreamEncoder, decode, encode
 from audiocodec.errors import AudioError, FormatError, ModelError, NacError
 
@@ -40,8 +40,9 @@ def test_codes_do_not_depend_on_how_audio_is_cut(codec, speech):
         assert np.array_equal(np.concatenate([*pieces, encoder.flush()], 2), whole)
 
 
-@pytest.mark.parametrize("threads", [2, 3])
-def test_codes_and_levels_do_not_depend_on_threads(codec, speech, threads):
+@pytest.mark.parametrize("threads, at_once", [(2, 1024), (3, 1024), (3, 48)])
+def test_codes_and_levels_do_not_depend_on_threads(codec, speech, threads, at_once, monkeypatch):
+    monkeypatch.setattr(tokens, "_ENCODED", at_once)
     before, samples = torch.get_num_threads(), np.concatenate([speech, 0.1 * speech[:, ::-1]])
     found = []
     try:
